@@ -1,0 +1,55 @@
+"""Discovering Neural Wirings in JAX: networks that find their own wiring while they train.
+
+The public names, loaded when first used: a wrong setting on the command line is told at once,
+without waiting for JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dnw_jax.version import __version__
+
+if TYPE_CHECKING:
+    from dnw_jax.config import load_config
+    from dnw_jax.edges import edge_budget, edge_mask, top_edges
+    from dnw_jax.errors import UserError
+    from dnw_jax.models import build_model, wiring
+    from dnw_jax.reference import load_reference
+    from dnw_jax.workdir import load
+
+_HOMES = {
+    "UserError": "errors",
+    "build_model": "models",
+    "edge_budget": "edges",
+    "edge_mask": "edges",
+    "load": "workdir",
+    "load_config": "config",
+    "load_reference": "reference",
+    "top_edges": "edges",
+    "wiring": "models",
+}
+
+__all__ = [
+    "UserError",
+    "__version__",
+    "build_model",
+    "edge_budget",
+    "edge_mask",
+    "load",
+    "load_config",
+    "load_reference",
+    "top_edges",
+    "wiring",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,36 @@
+"""Where arrays live: one mesh over all devices, batches split along it, everything else copied."""
+
+from typing import TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dnw_jax.errors import UserError
+
+_T = TypeVar("_T")
+
+
+def data_mesh() -> Mesh:
+    """All devices in one axis, "data".
+
+    Auto axes: with explicit ones a diffrax solve under grad fails (ShardingTypeError).
+    """
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError if `batch_size` cannot be split evenly over the mesh."""
+    if batch_size % mesh.size:
+        raise UserError(
+            f"batch_size is {batch_size}; it must be a multiple of {mesh.size} (the devices)"
+        )
+
+
+def replicate(tree: _T, mesh: Mesh) -> _T:
+    """The arrays of `tree`, whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_batch(tree: _T, mesh: Mesh, axis: int = 0) -> _T:
+    """The arrays of `tree`, split over the devices along `axis`, which is the batch."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))

@@ -1,0 +1,93 @@
+"""Single-channel 3x3 convolution: each node looks at its own plane.
+
+XLA's grouped convolution is 10 to 60 times slower on CPU than what is here, so the convolution is
+written as a sum of nine shifted products. Shifting the *product* by padding it (rather than slicing
+a padded input) lets XLA:CPU vectorise the whole sum: 3.3 ms against 16 ms for 128 images of 8x8 and
+800 nodes, on two cores. Autodiff would turn the fast form into the slow one, hence our own gradient
+rules.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_TAPS = [(row, column) for row in range(3) for column in range(3)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv3x3(
+    planes: Float[Array, "batch height width nodes"],
+    kernel: Float[Array, "3 3 nodes"],
+    stride: int = 1,
+) -> Float[Array, "batch out_height out_width nodes"]:
+    """Cross-correlates each plane with its own 3x3 kernel, zero padding of 1 on each side.
+
+    The output has `ceil(height / stride)` rows and `ceil(width / stride)` columns.
+    """
+    return _correlate(planes, kernel)[:, ::stride, ::stride]
+
+
+def _correlate(planes: Array, kernel: Array) -> Array:
+    return functools.reduce(
+        jnp.add, (_shift(planes * kernel[r, c], 1 - r, 1 - c) for r, c in _TAPS)
+    )
+
+
+def _shift(planes: Array, rows: int, columns: int) -> Array:
+    """Moves the planes down by `rows` and right by `columns`, filling with zeros."""
+    zero = jnp.zeros((), planes.dtype)
+    return lax.pad(planes, zero, ((0, 0, 0), (rows, -rows, 0), (columns, -columns, 0), (0, 0, 0)))
+
+
+def _forward(planes: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv3x3(planes, kernel, stride), (planes, kernel)
+
+
+def _backward(stride: int, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    planes, kernel = residuals
+    if stride > 1:
+        cotangent = _dilate(cotangent, stride, planes.shape[1:3])
+    return _correlate(cotangent, kernel[::-1, ::-1]), _kernel_gradient(planes, cotangent)
+
+
+def _dilate(planes: Array, stride: int, size: tuple[int, ...]) -> Array:
+    """Puts `stride - 1` zeros between the pixels, up to `size` rows and columns."""
+    zero = jnp.zeros((), planes.dtype)
+    spread = [
+        (0, length - ((short - 1) * stride + 1), stride - 1)
+        for length, short in zip(size, planes.shape[1:3], strict=True)
+    ]
+    return lax.pad(planes, zero, ((0, 0, 0), *spread, (0, 0, 0)))
+
+
+def _kernel_gradient(planes: Array, cotangent: Array) -> Array:
+    return lax.platform_dependent(
+        planes, cotangent, cpu=_kernel_gradient_in_chunks, default=_sum_over_pixels
+    ).astype(planes.dtype)
+
+
+def _sum_over_pixels(planes: Array, cotangent: Array) -> Array:
+    """Each tap's product summed over batch and pixels, in float32."""
+    taps = [
+        jnp.sum(_shift(planes, 1 - r, 1 - c) * cotangent, (0, 1, 2), jnp.float32) for r, c in _TAPS
+    ]
+    return jnp.stack(taps).reshape(3, 3, -1)
+
+
+def _kernel_gradient_in_chunks(planes: Array, cotangent: Array) -> Array:
+    """A few images at a time, so that the nine sums stay in cache: three times faster on CPU."""
+    batch = planes.shape[0]
+    chunk = next(size for size in (4, 2, 1) if batch % size == 0)
+    pairs = tuple(a.reshape(batch // chunk, chunk, *a.shape[1:]) for a in (planes, cotangent))
+    total, _ = lax.scan(
+        lambda total, pair: (total + _sum_over_pixels(*pair), None),
+        jnp.zeros((3, 3, planes.shape[-1])),
+        pairs,
+    )
+    return total
+
+
+depthwise_conv3x3.defvjp(_forward, _backward)

@@ -1,0 +1,87 @@
+"""The command line: `python -m dnw_jax.main --config=FILE --workdir=FOLDER`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from dnw_jax.config import load_config
+from dnw_jax.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one mode; returns the exit code: 0 done, 2 a setting is wrong, 130 interrupted.
+
+    Raises:
+      SystemExit: `--help` (0), or wrong flags (2).
+    """
+    flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
+    logging.set_verbosity(logging.ERROR)
+    try:
+        config = load_config(flags.config, overrides) if flags.config else None
+        # Late, because jax takes a second: help and wrong settings need none of it.
+        from dnw_jax import train  # noqa: PLC0415
+
+        modes = {"train": train.train, "evaluate": train.evaluate}
+        modes[flags.mode](config, flags.workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: the same command goes on from the last checkpoint in {flags.workdir}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m dnw_jax.main",
+        description="Discover a neural wiring, or evaluate one.",
+        epilog="Any field of the configuration can be set with --config.FIELD=VALUE, "
+        "for instance --config.model.sparsity=0.9.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:KEY=VALUE,...]",
+        help="a file of configs/ with arguments for its get_config, for instance "
+        "configs/digits.py:wiring=static,edges=random (--mode=evaluate: the workdir's own "
+        "configuration when left out)",
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="FOLDER",
+        help="where checkpoints, metrics and pictures go; a run that is there is resumed",
+    )
+    parser.add_argument(
+        "--mode", choices=("train", "evaluate"), default="train", help="default: %(default)s"
+    )
+    rest, overrides = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        field, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                parser.error(f"{word} needs a value")
+        overrides.append((field, value))
+    flags = parser.parse_args(rest)
+    if not flags.workdir:
+        parser.error("--workdir is empty; name a folder, for instance --workdir=runs/digits")
+    if not flags.config and flags.mode == "train":
+        parser.error("--mode=train needs --config, for instance --config=configs/digits.py")
+    if not flags.config and overrides:
+        parser.error("--config.FIELD=VALUE needs --config")
+    return flags, overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())

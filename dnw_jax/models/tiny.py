@@ -1,0 +1,129 @@
+"""The tiny classifiers of Table 1: stem, one graph, read-out; 41k live parameters."""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from dnw_jax.graphs.depthwise import depthwise_conv3x3
+from dnw_jax.graphs.initialization import uniform_fan_in
+
+
+@runtime_checkable
+class Graph(Protocol):
+    """A wiring: blocked, or in time."""
+
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width inputs"],
+        *,
+        train: bool = False,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch height width outputs"]:
+        """States of the output nodes."""
+
+
+class TinyClassifier(nnx.Module):
+    """Images -> stem -> graph -> average of four central pixels -> linear layer."""
+
+    def __init__(
+        self,
+        stem: "Stem",
+        graph: Graph,
+        num_outputs: int,
+        num_classes: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.stem = stem
+        self.graph = graph
+        init = uniform_fan_in(num_outputs)
+        self.head = nnx.Linear(
+            num_outputs, num_classes, kernel_init=init, bias_init=init, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        images: Float[Array, "batch image_height image_width channels"],
+        *,
+        train: bool = False,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Logits, float32. In training the stem's norms use the batch's own statistics."""
+        inputs = self.stem(images.astype(self.dtype), train=train)
+        states = self.graph(inputs, train=train, key=key)
+        return self.head(central_average(states.astype(jnp.float32)))
+
+
+class Stem(nnx.Module):
+    """Quarters the images' sides and makes the graph's input planes.
+
+    Convolution 3x3/2, BatchNorm, ReLU, single-channel convolution 3x3/2, 1x1, BatchNorm.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_inputs: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        width = num_inputs // 2
+        self.conv = _convolution(num_channels, width, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv_norm = _batch_norm(width, dtype=dtype, rngs=rngs)
+        self.depthwise_kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, width)))
+        self.depthwise_bias = nnx.Param(uniform_fan_in(9)(rngs.params(), (width,)))
+        self.mix = _convolution(width, num_inputs, 1, stride=1, dtype=dtype, rngs=rngs)
+        self.mix_norm = _batch_norm(num_inputs, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch image_height image_width channels"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch height width inputs"]:
+        """Planes of a quarter of the images' height and width (rounded up)."""
+        x = jax.nn.relu(self.conv_norm(self.conv(images), use_running_average=not train))
+        x = depthwise_conv3x3(x, self.depthwise_kernel.astype(x.dtype), 2)
+        x = self.mix(x + self.depthwise_bias.astype(x.dtype))
+        return self.mix_norm(x, use_running_average=not train)
+
+
+def central_average(
+    planes: Float[Array, "batch height width nodes"],
+) -> Float[Array, "batch nodes"]:
+    """Averages the two rows and two columns before the centre (of 8x8 planes: 2 and 3, from 0)."""
+    rows, columns = (
+        slice(start, start + 2) for start in (max(size // 2 - 2, 0) for size in planes.shape[1:3])
+    )
+    return jnp.mean(planes[:, rows, columns], axis=(1, 2))
+
+
+def _convolution(
+    num_in: int, num_out: int, size: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
+    init = uniform_fan_in(num_in * size * size)
+    return nnx.Conv(
+        num_in,
+        num_out,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _batch_norm(num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    # Running statistics keep 0.9 of the old value, as PyTorch's (Flax's own default is 0.99).
+    return nnx.BatchNorm(
+        num_features, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )

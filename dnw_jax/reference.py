@@ -1,0 +1,166 @@
+"""The published PyTorch weights -> our models. The only file that knows the reference's names."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from ml_collections import ConfigDict
+
+from dnw_jax.errors import UserError
+from dnw_jax.models import build_model
+
+Shape = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """How PyTorch lays out an array of ours."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    reference_shape: Callable[[Shape], Shape]
+
+
+_VECTOR = Layout(lambda a: a, lambda shape: shape)
+_LINEAR = Layout(lambda a: a.T, lambda shape: shape[::-1])
+# [targets, sources, 1, 1] -> [sources, targets]
+_EDGES = Layout(lambda a: a[:, :, 0, 0].T, lambda shape: (*shape[::-1], 1, 1))
+# [out, in, height, width] -> [height, width, in, out]
+_CONV = Layout(
+    lambda a: a.transpose(2, 3, 1, 0), lambda shape: (shape[3], shape[2], shape[0], shape[1])
+)
+# [nodes, 1, height, width] -> [height, width, nodes]
+_DEPTHWISE = Layout(
+    lambda a: a[:, 0].transpose(1, 2, 0), lambda shape: (shape[2], 1, shape[0], shape[1])
+)
+
+
+class Source(NamedTuple):
+    """Where one array of ours comes from: several arrays are concatenated along the last axis."""
+
+    names: tuple[str, ...]
+    layout: Layout
+    sizes: tuple[int, ...] = ()  # of our last axis, where there are several
+
+
+def load_reference(source: str | Path | Mapping[str, Any], config: ConfigDict) -> nnx.Module:
+    """The model of `config` with the published code's weights.
+
+    Args:
+      source: {reference name: array} as in a PyTorch state_dict, with or without the prefix
+        `module.`; or the path of a `.pt` file that holds one (needs the extra `reference`).
+      config: which model; its seed does not matter.
+
+    Raises:
+      UserError: names that are unknown, missing or of the wrong shape: all of them in one message.
+    """
+    arrays = source if isinstance(source, Mapping) else _read_checkpoint(Path(source))
+    arrays = {name.removeprefix("module."): np.asarray(array) for name, array in arrays.items()}
+    graphdef, state = nnx.split(build_model(config))
+    values = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    sources = _SOURCES[config.model.name](config)
+    _check(
+        arrays,
+        expected={
+            name: source.layout.reference_shape((*shape[:-1], size) if size else shape)
+            for path, source in sources.items()
+            for shape in [values[path].shape]
+            for name, size in zip(source.names, source.sizes or (0,), strict=True)
+        },
+        dispensable=_dispensable(sources),
+    )
+    for path, (names, layout, _) in sources.items():
+        value = np.concatenate([layout.to_ours(arrays[name]) for name in names], axis=-1)
+        values[path] = jnp.asarray(value, values[path].dtype)
+    return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
+
+
+def _check(
+    arrays: Mapping[str, np.ndarray], expected: Mapping[str, Shape], dispensable: set[str]
+) -> None:
+    """One error that lists every name that does not fit."""
+    problems = [
+        f"missing: {name} {shape}" for name, shape in expected.items() if name not in arrays
+    ]
+    for name, array in arrays.items():
+        if name in expected and array.shape != expected[name]:
+            problems.append(f"wrong shape: {name} {array.shape}, the model has {expected[name]}")
+        elif name.endswith("graph.mask") and name in dispensable and not np.all(array == 1):
+            problems.append(f"a mask that is not all ones: {name}, and the model's rule keeps none")
+        elif name not in expected and name not in dispensable:
+            problems.append(f"unknown: {name} {array.shape}")
+    if problems:
+        raise UserError(
+            "the reference weights do not fit the model of this config "
+            "(is it the right wiring, rule and size?):\n  " + "\n  ".join(problems)
+        )
+
+
+def _dispensable(sources: Mapping[tuple[str, ...], Source]) -> set[str]:
+    """Buffers of the published code that our models do without."""
+    names = {name for source in sources.values() for name in source.names}
+    norms = {name.removesuffix("running_mean") for name in names if name.endswith("running_mean")}
+    graphs = {name.removesuffix("weight") for name in names if name.endswith("graph.weight")}
+    return (
+        {"zeros", "odesolve.integration_time"}
+        | {f"{norm}num_batches_tracked" for norm in norms}
+        | {f"{graph}mask" for graph in graphs} - names
+    )
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"source is {path}; there is no such file")
+    try:
+        import torch  # noqa: PLC0415  an optional extra
+    except ImportError:
+        raise UserError(f"reading {path} needs PyTorch: pip install 'dnw-jax[reference]'") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"source is {path}; it is no PyTorch file of plain arrays. Save the state_dict alone: "
+            "torch.save({'model': checkpoint['model']}, path)"
+        ) from error
+    return {name: array.numpy() for name, array in loaded.get("model", loaded).items()}
+
+
+def _tiny_sources(config: ConfigDict) -> dict[tuple[str, ...], Source]:
+    """Our variable's path -> where it comes from, for the tiny classifiers."""
+    model = config.model
+    node_prefix = "odesolve.odefunc." if model.wiring == "continuous" else ""
+    sources = {
+        ("stem", "conv", "kernel"): Source(("downsample.0.weight",), _CONV),
+        ("stem", "conv", "bias"): Source(("downsample.0.bias",), _VECTOR),
+        **_batch_norm(("stem", "conv_norm"), "downsample.1"),
+        ("stem", "depthwise_kernel"): Source(("downsample.3.weight",), _DEPTHWISE),
+        ("stem", "depthwise_bias"): Source(("downsample.3.bias",), _VECTOR),
+        ("stem", "mix", "kernel"): Source(("downsample.4.weight",), _CONV),
+        ("stem", "mix", "bias"): Source(("downsample.4.bias",), _VECTOR),
+        **_batch_norm(("stem", "mix_norm"), "downsample.5"),
+        ("graph", "edges", "weight"): Source((f"{node_prefix}graph.weight",), _EDGES),
+        ("graph", "nodes", "kernel"): Source((f"{node_prefix}conv.weight",), _DEPTHWISE),
+        ("head", "kernel"): Source(("fc.weight",), _LINEAR),
+        ("head", "bias"): Source(("fc.bias",), _VECTOR),
+    }
+    if model.edges == "random":
+        sources[("graph", "edges", "state")] = Source((f"{node_prefix}graph.mask",), _EDGES)
+    for ours, theirs in (("scale", "weight"), ("bias", "bias")):
+        if model.wiring == "static":  # one norm for each block
+            names = tuple(f"norm.{block}.{theirs}" for block in range(model.depth))
+            inner = (model.num_nodes - model.num_inputs) // (model.depth - 1)
+            sizes = (model.num_inputs, *[inner] * (model.depth - 1))
+            source = Source(names, _VECTOR, sizes)
+        else:
+            source = Source((f"{node_prefix}norm.{theirs}",), _VECTOR)
+        sources[("graph", "nodes", ours)] = source
+    return sources
+
+
+def _batch_norm(path: tuple[str, ...], name: str) -> dict[tuple[str, ...], Source]:
+    pairs = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    return {(*path, ours): Source((f"{name}.{theirs}",), _VECTOR) for ours, theirs in pairs.items()}
+
+
+_SOURCES = {"tiny": _tiny_sources}

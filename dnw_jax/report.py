@@ -1,0 +1,46 @@
+"""What a run says at its start and at its end."""
+
+from pathlib import Path
+
+import jax
+from clu import parameter_overview
+
+from dnw_jax import workdir as layout
+from dnw_jax.checkpoint import Checkpoints
+from dnw_jax.plan import Plan
+from dnw_jax.train_state import TrainState
+
+
+def announce(workdir: Path, state: TrainState, plan: Plan, changed: list[str]) -> None:
+    """Says what is about to happen: the parameters, the devices, where the run stands."""
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, workdir {workdir}")
+    if changed:
+        print("changed since the last start (before != now):\n  " + "\n  ".join(changed))
+    done = int(state.step)
+    if done >= plan.total:
+        print(f"finished: step {done} of {plan.total}; to go on, raise num_epochs or num_steps")
+        return
+    if done:
+        print(f"resuming after step {done} of {plan.total}")
+    print(
+        f"{plan.total} steps, {plan.per_epoch} in an epoch; compiling the first takes a while",
+        flush=True,
+    )
+
+
+def conclude(workdir: Path, checkpoints: Checkpoints) -> None:
+    """Says what came out, and where to look at it."""
+    last, best = checkpoints.latest, checkpoints.best
+    if last is None:
+        return
+    for name, step in (("last", last), ("best", best)):
+        accuracy = None if step is None else checkpoints.accuracy(step)
+        if accuracy is not None:
+            print(f"{name}: test accuracy {accuracy:.2%} (step {step})")
+    print(
+        f"checkpoints: {workdir / layout.CHECKPOINTS}\n"
+        f"wiring pictures: {workdir / layout.WIRING}\n"
+        f"TensorBoard: {workdir / layout.TENSORBOARD} (pip install tensorboard; "
+        f"tensorboard --logdir {workdir / layout.TENSORBOARD})"
+    )

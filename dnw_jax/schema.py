@@ -1,0 +1,246 @@
+"""Every setting of a run: its name, default and allowed values, each in one line.
+
+A setting that all models share is a line of `SHARED`; a model is one entry of `MODELS`, with the
+fields and rules that only it has.
+"""
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SOLVERS = ("dopri5", "dopri8", "tsit5", "bosh3", "heun", "midpoint", "ralston", "euler")
+
+
+def from_text(text: Any, kind: type) -> Any:
+    """A command line's text as a value of `kind`; text that cannot be one, or no text, stays."""
+    if kind is str or not isinstance(text, str):
+        return text
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if text.lower() == "none":
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return (value,) if kind is tuple and type(value) in (int, float) else value
+
+
+def as_kind(value: Any, kind: type) -> Any:
+    """An integer given for a float as a float, a list given for a tuple as a tuple."""
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting: what it is when nobody sets it, and what it may be.
+
+    `allowed` says in words what `check` tests; `check` sees values of `kind` only. With `item`,
+    `kind` is tuple and each of its elements is an `item`. An `optional` field may be None.
+    """
+
+    default: Any
+    kind: type
+    allowed: str
+    check: Callable[[Any], bool] = lambda value: True
+    item: type | None = None
+    optional: bool = False
+
+    def normalised(self, value: Any) -> Any:
+        """The value as it is stored: see `as_kind`."""
+        value = as_kind(value, self.kind)
+        if self.item is not None and isinstance(value, tuple):
+            return tuple(as_kind(element, self.item) for element in value)
+        return value
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is of the right type (True is no integer) and in range."""
+        if value is None:
+            return self.optional
+        # By exact type: bool is a subclass of int.
+        if type(value) is not self.kind:
+            return False
+        elements: Any = value if self.item is not None else ()
+        return all(type(element) is self.item for element in elements) and self.check(value)
+
+
+def integer(default: int | None, at_least: int) -> Field:
+    """A whole number; a default of None makes the field optional."""
+    allowed = f"an integer >= {at_least}" + (" or None" if default is None else "")
+    return Field(default, int, allowed, lambda n: n >= at_least, optional=default is None)
+
+
+def number(default: float, allowed: str, check: Callable[[float], bool]) -> Field:
+    """A finite real number."""
+    return Field(default, float, f"a number {allowed}", lambda x: math.isfinite(x) and check(x))
+
+
+def at_least_0(default: float) -> Field:
+    """A finite real number that is not negative."""
+    return number(default, ">= 0", lambda x: x >= 0)
+
+
+def fraction(default: float) -> Field:
+    """A real number from 0 up to, but not, 1."""
+    return number(default, "in [0, 1)", lambda x: 0 <= x < 1)
+
+
+def positive(default: float) -> Field:
+    """A finite real number above 0."""
+    return number(default, "> 0", lambda x: x > 0)
+
+
+def choice(default: str, *others: str) -> Field:
+    """One of a few names."""
+    names = (default, *others)
+    return Field(default, str, "one of " + ", ".join(names), lambda name: name in names)
+
+
+def flag(default: bool) -> Field:
+    """True or false."""
+    return Field(default, bool, "true or false")
+
+
+def is_milestones(milestones: tuple[float, ...]) -> bool:
+    """Whether all are finite, above 0, and each is later than the one before."""
+    return all(
+        math.isfinite(late) and early < late
+        for early, late in zip((0.0, *milestones), milestones, strict=False)
+    )
+
+
+def is_step_range(steps: tuple[int, ...]) -> bool:
+    """Whether these are two steps, the first before the last."""
+    return len(steps) == 2 and 0 <= steps[0] < steps[1]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What several settings must satisfy together; `holds` takes their values in order."""
+
+    fields: tuple[str, ...]
+    allowed: str
+    holds: Callable[..., bool]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The settings that only one model has."""
+
+    fields: Mapping[str, Field]
+    rules: tuple[Rule, ...] = ()
+
+
+MODELS = {
+    "tiny": Model(
+        fields={
+            "model.wiring": choice("static", "discrete", "continuous"),
+            "model.edges": choice("dnw", "random", "complete", "dnw_no_update"),
+            "model.sparsity": fraction(0.95),
+            "model.num_nodes": integer(800, 1),
+            "model.num_inputs": integer(32, 1),
+            "model.num_outputs": integer(100, 1),
+            # Blocks of a static graph, time steps of a discrete one.
+            "model.depth": integer(5, 1),
+            "model.solver.name": choice(*SOLVERS),
+            "model.solver.rtol": positive(1e-3),
+            "model.solver.atol": positive(1e-3),
+            # 0: adaptive steps. The time runs from 0 to 1.
+            "model.solver.step_size": number(0.0, "in [0, 1]", lambda x: 0 <= x <= 1),
+            "model.solver.max_steps": integer(256, 1),
+        },
+        rules=(
+            Rule(
+                ("model.num_nodes", "model.num_inputs", "model.num_outputs"),
+                "num_inputs + num_outputs must be at most num_nodes",
+                lambda nodes, inputs, outputs: inputs + outputs <= nodes,
+            ),
+            Rule(
+                ("model.wiring", "model.depth", "model.num_nodes", "model.num_inputs"),
+                "the blocks of a static graph are of one size: depth must be at least 2, "
+                "and num_nodes - num_inputs a multiple of depth - 1",
+                lambda wiring, depth, nodes, inputs: (
+                    wiring != "static" or (depth >= 2 and (nodes - inputs) % (depth - 1) == 0)
+                ),
+            ),
+            Rule(
+                ("model.wiring", "model.solver.name", "model.solver.step_size"),
+                "euler estimates no error: it needs a step_size > 0",
+                lambda wiring, name, step_size: (
+                    wiring != "continuous" or name != "euler" or step_size > 0
+                ),
+            ),
+            Rule(
+                ("model.wiring", "model.solver.step_size", "model.solver.max_steps"),
+                "step_size * max_steps must reach the end of the solve, 1",
+                lambda wiring, step_size, max_steps: (
+                    wiring != "continuous" or step_size == 0 or step_size * max_steps >= 1
+                ),
+            ),
+        ),
+    ),
+}
+
+SHARED = {
+    "seed": Field(0, int, "an integer in [0, 2**32)", lambda n: 0 <= n < 2**32),
+    "batch_size": integer(512, 1),  # over all devices
+    "num_epochs": integer(160, 1),
+    "num_steps": integer(None, 1),  # None: num_epochs times the steps of an epoch
+    "dtype": choice("float32", "bfloat16"),
+    "accumulate_steps": integer(1, 1),
+    "profile_steps": Field(
+        None, tuple, "(first, last) with first < last, or None", is_step_range, int, optional=True
+    ),
+    "dataset.name": choice("cifar10", "mnist", "digits", "synthetic"),
+    "dataset.data_dir": Field("", str, "a folder, or nothing for the default of TFDS"),
+    "dataset.image_size": integer(32, 8),
+    "dataset.num_channels": integer(3, 1),
+    "dataset.num_classes": integer(10, 2),
+    "dataset.crop_padding": integer(4, 0),  # 0: no random crop
+    "dataset.flip": flag(True),
+    "model.name": choice(*MODELS),
+    "optimizer.learning_rate": at_least_0(0.1),
+    "optimizer.momentum": fraction(0.9),
+    "optimizer.weight_decay": at_least_0(1e-4),
+    "optimizer.nesterov": flag(False),
+    "schedule.name": choice("multistep", "cosine", "linear", "exponential", "constant"),
+    # Multistep only. Below 1 a fraction of the run, else an epoch.
+    "schedule.milestones": Field(
+        (0.5, 0.75), tuple, "numbers > 0, each larger than the one before", is_milestones, float
+    ),
+    "schedule.factor": number(0.1, "in (0, 1]", lambda x: 0 < x <= 1),  # multistep, exponential
+    "loss.label_smoothing": fraction(0.0),
+    "evaluate.every_steps": integer(0, 0),  # 0: at the end of each epoch
+    "checkpoint.every_steps": integer(0, 0),  # 0: whenever it is evaluated
+    "checkpoint.keep": integer(3, 1),
+    "log.every_steps": integer(50, 1),
+}
+
+SHARED_RULES = (
+    Rule(
+        ("batch_size", "accumulate_steps"),
+        "batch_size must be a multiple of accumulate_steps",
+        lambda batch_size, steps: batch_size % steps == 0,
+    ),
+)
+
+
+def fields_of(model_name: object) -> dict[str, Field]:
+    """The fields of a run of this model; of an unknown one: those of all models.
+
+    So an unknown model is one violation (its name), not one for each of its fields.
+    """
+    known = [model for name, model in MODELS.items() if name == model_name] or MODELS.values()
+    return SHARED | {name: field for model in known for name, field in model.fields.items()}
+
+
+def rules_of(model_name: object) -> tuple[Rule, ...]:
+    """The rules over several fields of a run of this model."""
+    known = [model for name, model in MODELS.items() if name == model_name]
+    return SHARED_RULES + tuple(rule for model in known for rule in model.rules)

@@ -1,0 +1,152 @@
+"""What training carries from step to step, and the pure functions of it: one step of each kind."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt
+from ml_collections import ConfigDict
+
+from dnw_jax.metrics import Sums, cross_entropy
+from dnw_jax.optimizer import learning_rate_schedule, sgd
+
+Tree = Any  # nested dicts of arrays
+Batch = dict[str, Array]  # image float32 [batch, height, width, channels]; label int [batch]; ...
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "seed", "params", "variables", "opt_state"],
+    meta_fields=["graphdef", "optimizer", "label_smoothing", "accumulate_steps"],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run needs to go on; a pytree, except for what describes the model.
+
+    Attributes:
+      step: updates made so far.
+      seed: of the run; random numbers of a step depend on it and on the step alone.
+      params: trained arrays, nested dicts as the model's attributes.
+      variables: untrained ones: running statistics, masks.
+      opt_state: the optimizer's.
+    """
+
+    step: Int[Array, ""]
+    seed: UInt[Array, ""]
+    params: Tree
+    variables: Tree
+    opt_state: optax.OptState
+    graphdef: nnx.GraphDef[nnx.Module]
+    optimizer: optax.GradientTransformation
+    label_smoothing: float
+    accumulate_steps: int
+
+    def model(self) -> nnx.Module:
+        """The model as it is now; its arrays are this state's."""
+        return nnx.merge(self.graphdef, self.params, self.variables, copy=True)
+
+
+def create_train_state(
+    config: ConfigDict, model: nnx.Module, *, steps_per_epoch: int
+) -> TrainState:
+    """A state at step 0 with the model's weights and the optimizer that `config` describes."""
+    schedule = learning_rate_schedule(config, total_steps(config, steps_per_epoch), steps_per_epoch)
+    optimizer = sgd(config, schedule)
+    graphdef, params, variables = split(model)
+    # Copies: whoever donates the state's buffers must not take the model's arrays away.
+    params, variables = jax.tree.map(jnp.copy, (params, variables))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(config.seed, jnp.uint32),
+        params=params,
+        variables=variables,
+        opt_state=optimizer.init(params),
+        graphdef=graphdef,
+        optimizer=optimizer,
+        label_smoothing=config.loss.label_smoothing,
+        accumulate_steps=config.accumulate_steps,
+    )
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef[nnx.Module], Tree, Tree]:
+    """A model as its description, its trained and its untrained arrays, both nested dicts."""
+    graphdef, params, variables = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+
+
+def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    """Updates in the whole run."""
+    return config.num_steps or config.num_epochs * steps_per_epoch
+
+
+def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    """One update of SGD on `batch`; with `accumulate_steps` > 1 on the mean gradient of its parts.
+
+    The parts go through the model one after the other, each with its own batch statistics.
+    """
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    if state.accumulate_steps == 1:
+        grads, variables, sums = _gradients(state, state.variables, batch, key)
+    else:
+        grads, variables, sums = _accumulated_gradients(state, batch, key)
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=params, variables=variables, opt_state=opt_state
+    )
+    return state, sums
+
+
+@jax.jit
+def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """`update`, compiled; gives the batch's `loss` and `accuracy` before the update.
+
+    Pure: the state passed in stays valid. `batch` holds `image`, float32 [batch, height, width,
+    channels], and `label`, int [batch].
+    """
+    state, sums = update(state, batch)
+    return state, sums.means()
+
+
+@jax.jit
+def evaluate_step(state: TrainState, batch: Batch) -> Sums:
+    """Sums over `batch` in evaluation mode; where `batch["mask"]` is false nothing counts."""
+    logits = state.model()(batch["image"], train=False)
+    losses = cross_entropy(logits, batch["label"])
+    return Sums.of(losses, logits, batch["label"], batch.get("mask"))
+
+
+def _gradients(
+    state: TrainState, variables: Tree, batch: Batch, key: Array
+) -> tuple[Tree, Tree, Sums]:
+    def loss(params: Tree) -> tuple[Array, tuple[Tree, Sums]]:
+        model = nnx.merge(state.graphdef, params, variables, copy=True)
+        logits = model(batch["image"], train=True, key=key)
+        losses = cross_entropy(logits, batch["label"], state.label_smoothing)
+        _, _, new_variables = split(model)
+        return jnp.mean(losses), (new_variables, Sums.of(losses, logits, batch["label"]))
+
+    grads, (variables, sums) = jax.grad(loss, has_aux=True)(state.params)
+    return grads, variables, sums
+
+
+def _accumulated_gradients(state: TrainState, batch: Batch, key: Array) -> tuple[Tree, Tree, Sums]:
+    parts = state.accumulate_steps
+
+    def add_part(
+        carry: tuple[Tree, Tree, Sums], part: tuple[Batch, Array]
+    ) -> tuple[tuple[Tree, Tree, Sums], None]:
+        total, variables, sums = carry
+        grads, variables, part_sums = _gradients(state, variables, *part)
+        total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
+        return (total, variables, sums + part_sums), None
+
+    batches = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    start = (jax.tree.map(jnp.zeros_like, state.params), state.variables, Sums.zero())
+    carry, _ = lax.scan(add_part, start, (batches, jax.random.split(key, parts)))
+    return carry

@@ -1,0 +1,131 @@
+"""Metrics to TensorBoard, `metrics.jsonl` and the console."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+from dnw_jax import workdir as layout
+
+
+class Writer:
+    """Writes what a run measures into its workdir. A context manager.
+
+    Args:
+      workdir: of the run.
+      step: where the run stands: what a killed run wrote beyond it is dropped.
+    """
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._pictures, tensorboard = workdir / layout.WIRING, workdir / layout.TENSORBOARD
+        for folder in (self._pictures, tensorboard):
+            folder.mkdir(parents=True, exist_ok=True)
+        rows_path = workdir / layout.METRICS
+        _drop_rows_after(rows_path, step)
+        self._rows = rows_path.open("a", buffering=1)
+        # The part of tensorboardX that writes. Its SummaryWriter hands all to a thread, which a
+        # kill robs of the last seconds and an interrupt can leave waiting for ever.
+        self._events = EventsWriter(str(tensorboard / "events"), f".{step}")
+        # For TensorBoard, too, what was beyond the step did not happen.
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+        self._events.close()
+
+    def scalars(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
+        """One row of `metrics.jsonl`, and a curve `split/name` of each value."""
+        row = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
+        self._rows.write(json.dumps(row) + "\n")
+        curves = [
+            Summary.Value(tag=f"{split}/{name}", simple_value=value)
+            for name, value in values.items()
+        ]
+        self._event(step, summary=Summary(value=curves))
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """A picture, uint8 [height, width, 3], as PNG and in TensorBoard."""
+        path = self._pictures / f"{name}_{step:08d}.png"
+        Image.fromarray(picture).save(path)
+        height, width, _ = picture.shape
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
+        )
+        value = Summary.Value(tag=f"wiring/{name}", image=image)
+        self._event(step, summary=Summary(value=[value]))
+
+    def _event(self, step: int, **what: Summary | SessionLog) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+        self._events.flush()
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Keeps the rows up to `step`; the last may be half a line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    layout.write_text(path, "".join(kept))
+
+
+class Progress:
+    """A bar with images/s and time left on a terminal; elsewhere one line for each log.
+
+    Args:
+      total_steps, step: updates of the whole run, and made so far.
+      batch_size: images of an update.
+    """
+
+    def __init__(self, total_steps: int, step: int, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._bar = tqdm(
+            total=total_steps * batch_size,
+            initial=step * batch_size,
+            unit="img",
+            unit_scale=True,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            disable=None,  # None: silent where stderr is no terminal
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def start(self) -> None:
+        """Counts the time from now on: what came before was compiling."""
+        self._bar.unpause()
+
+    def advance(self, steps: int, note: str) -> None:
+        """Moves the bar on by `steps` updates."""
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(steps * self._batch_size)
+
+    def line(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def log(self, text: str) -> None:
+        """A line only where there is no bar to show it."""
+        if self._bar.disable:
+            self.line(text)

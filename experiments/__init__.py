@@ -1,0 +1,1 @@
+"""Experiments: scripts whose printed numbers stand in results/."""

@@ -1,0 +1,1 @@
+"""Benchmarks: every comparison alternates in one run, because machines are noisy."""

@@ -1,0 +1,68 @@
+"""Times workers in turn, A B A B ..., each a process of its own that waits while others run."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one worker's turns."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle turn."""
+        return median(self.seconds)
+
+    def __str__(self) -> str:
+        low, high = min(self.seconds), max(self.seconds)
+        return f"{self.median:.3f} s ({low:.3f} .. {high:.3f})"
+
+
+def alternate(
+    commands: Mapping[str, Sequence[str]], turns: int, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Seconds of `turns` turns of each command, alternating, after `warm_up` uncounted ones.
+
+    A command runs a script that ends in `serve(step)`.
+    """
+    workers = {
+        name: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name, command in commands.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    try:
+        for turn in range(warm_up + turns):
+            for name, worker in workers.items():
+                elapsed = _one_turn(name, worker)
+                if turn >= warm_up:
+                    seconds[name].append(elapsed)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def _one_turn(name: str, worker: subprocess.Popen[str]) -> float:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    for line in worker.stdout:  # a library may print, too
+        if line.startswith("seconds "):
+            return float(line.split()[1])
+    raise RuntimeError(f"the worker {name!r} stopped: see what it printed above")
+
+
+def serve(step: Callable[[], object]) -> None:
+    """In a worker: makes a step and tells its seconds whenever it is asked to, until killed."""
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(f"seconds {time.perf_counter() - start}", flush=True)

@@ -1,0 +1,31 @@
+"""What all tests share: the CPU, shapes and types checked at run time, the same examples each time.
+
+The jaxtyping annotations of the functions below are enforced; the hook has to be there before
+the package is imported.
+"""
+
+import os
+
+# Before jax is imported; a test that starts a process of its own passes it on.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+CHECKED = ("edges", "graphs", "models", "metrics", "show")
+
+install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")
+
+settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("deterministic")
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+    """No implicit dtype promotion: float32 and bfloat16 meet only where the code says so."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

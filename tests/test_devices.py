@@ -1,0 +1,92 @@
+"""One run on eight devices, as many as a CPU is told to be, gives what it gives on one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_runs import ROOT, checkpoint_steps, rows, run, unoptimised
+
+WIRINGS = ("static", "continuous")
+FIELDS = {"num_steps": "3", "log__every_steps": "1"}
+
+PROGRAM = f"""
+import sys
+from pathlib import Path
+import jax
+from dnw_jax.main import main
+from small_runs import arguments, run
+
+assert jax.device_count() == 8
+folder = Path(sys.argv[1])
+for wiring in {WIRINGS!r}:
+    run(folder / wiring, model__wiring=wiring, **{FIELDS!r})
+print("---")
+for mode in ("train", "evaluate"):
+    flags = arguments(folder / "static", batch_size="36", **{FIELDS!r})
+    print("exit code", main([*flags, "--mode=" + mode]))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation() -> Iterator[None]:
+    with unoptimised():
+        yield
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder of the runs on eight devices, and what the process wrote to stdout and stderr."""
+    folder = tmp_path_factory.mktemp("eight")
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, folder],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder, ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_eight_devices_train_and_evaluate_as_one(
+    eight: tuple[Path, str, str], tmp_path: Path, wiring: str
+) -> None:
+    assert jax.device_count() == 1
+    run(tmp_path, model__wiring=wiring, **FIELDS)
+    ours, one = rows(eight[0] / wiring), rows(tmp_path)
+    assert len(ours) == len(one) == 4
+    for row, expected in zip(ours, one, strict=True):
+        assert row.keys() == expected.keys()
+        assert (row["step"], row["split"]) == (expected["step"], expected["split"])
+        np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
+        np.testing.assert_allclose(row["accuracy"], expected["accuracy"], atol=1e-6)
+    assert ours[-1]["num_examples"] == 200
+
+
+def test_one_device_goes_on_from_the_checkpoint_of_eight(
+    capsys: pytest.CaptureFixture[str], eight: tuple[Path, str, str]
+) -> None:
+    workdir = eight[0] / "static"
+    run(workdir, **FIELDS | {"num_steps": "4"})
+    assert "resuming after step 3 of 4\n" in capsys.readouterr().out
+    assert checkpoint_steps(workdir) == [3, 4]
+
+
+def test_all_devices_are_used_and_told(eight: tuple[Path, str, str]) -> None:
+    assert eight[1].count("8 x cpu") == len(WIRINGS)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(eight: tuple[Path, str, str]) -> None:
+    assert eight[1].split("---\n")[1] == "exit code 2\nexit code 2\n"
+    message = "error: batch_size is 36; it must be a multiple of 8 (the devices)\n"
+    assert eight[2] == message * 2

@@ -1,0 +1,401 @@
+"""Which edges are real: exactly k, by magnitude, first index first; and what learns."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dnw_jax
+from dnw_jax.edges import RULES, edge_budget, edge_mask, straight_through, top_edges
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+ROOT = Path(__file__).parent.parent
+# A few shapes, so that each compiles once: 0 to 3 dimensions, empty, one element, odd sizes.
+SHAPES = [(), (0, 3), (1,), (37,), (4, 9), (9, 4), (2, 3, 5)]
+KINDS = [(shape, jnp.float32) for shape in SHAPES]
+KINDS += [(shape, dtype) for dtype in (jnp.bfloat16, jnp.float16) for shape in ((37,), (2, 3, 5))]
+
+compiled_mask = jax.jit(edge_mask)  # the count is traced
+
+
+def oracle(weights: jax.Array, num_edges: int) -> np.ndarray:
+    """The mask by a stable sort: NaN, then by magnitude, then by flat index."""
+    magnitude = np.abs(np.asarray(weights, np.float64).flatten())
+    is_nan = np.isnan(magnitude)
+    order = np.lexsort((np.arange(magnitude.size), -np.where(is_nan, 0, magnitude), ~is_nan))
+    mask = np.zeros(magnitude.size, bool)
+    mask[order[:num_edges]] = True
+    return mask.reshape(weights.shape)
+
+
+def same(mask: jax.Array, expected: np.ndarray) -> None:
+    assert mask.dtype == bool
+    assert mask.shape == expected.shape
+    np.testing.assert_array_equal(mask, expected)
+
+
+EXTREMES = [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-40, -1e-40, 1.4e-45, 6e-8, 3e38, 65504]
+FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0])
+VALUES = {
+    "any": st.floats(width=32),
+    "few distinct": FEW,
+    "all equal": st.just(-0.5),
+    "extremes": st.sampled_from(EXTREMES),
+    "normal": st.floats(-4, 4, width=16),
+}
+
+
+@st.composite
+def weights_and_count(draw: st.DrawFn) -> tuple[jax.Array, int]:
+    shape, dtype = draw(st.sampled_from(KINDS))
+    values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
+    size = int(np.prod(shape))
+    drawn = draw(st.lists(values, min_size=size, max_size=size))
+    with np.errstate(over="ignore"):  # too large for float16: infinity
+        weights = np.array(drawn, np.float32).reshape(shape).astype(dtype)
+    count = draw(st.sampled_from([0, size]) | st.integers(0, size))
+    return jnp.asarray(weights), count
+
+
+@given(weights_and_count())
+def test_mask_equals_a_stable_sort(drawn: tuple[jax.Array, int]) -> None:
+    weights, count = drawn
+    mask = compiled_mask(weights, count)
+    same(mask, oracle(weights, count))
+    assert int(np.count_nonzero(mask)) == count
+
+
+@given(weights_and_count(), st.integers(0, 2**32 - 1))
+def test_top_edges_forward_and_backward(drawn: tuple[jax.Array, int], seed: int) -> None:
+    weights, count = drawn
+    noise = np.random.default_rng(seed).normal(size=weights.shape)
+    cotangent = jnp.asarray(noise).astype(weights.dtype)
+    kept, gradient = forward_and_backward(weights, count, cotangent)
+    assert kept.dtype == weights.dtype
+    expected = np.where(oracle(weights, count), weights, np.zeros((), weights.dtype))
+    np.testing.assert_array_equal(bits(kept), bits(expected))
+    np.testing.assert_array_equal(bits(gradient), bits(cotangent))  # unchanged, for all
+
+
+@jax.jit
+def forward_and_backward(weights: jax.Array, count: int, cotangent: jax.Array) -> tuple:
+    kept, pull = jax.vjp(lambda w: top_edges(w, count), weights)
+    return kept, *pull(cotangent)
+
+
+def bits(array: jax.Array | np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+
+
+@pytest.mark.parametrize("num_edges", [0, 1, 17, 36])
+def test_a_python_count(num_edges: int) -> None:
+    weights = jax.random.normal(jax.random.key(0), (4, 9)).round(1)  # with ties
+    expected = oracle(weights, num_edges)
+    same(edge_mask(weights, num_edges), expected)
+    same(jax.jit(edge_mask, static_argnums=1)(weights, num_edges), expected)
+
+
+def test_many_ties_among_many_weights() -> None:
+    weights = jnp.asarray(np.random.default_rng(0).integers(-3, 4, (300, 301)), jnp.float32)
+    for count in (1, 12_345, 40_000, 90_299):
+        same(compiled_mask(weights, count), oracle(weights, count))
+
+
+def test_neighbouring_floats_are_told_apart() -> None:
+    # All within a few units in the last place: each bit of the pattern matters.
+    start = np.float32(0.1).view(np.uint32)
+    pattern = np.random.default_rng(0).permutation(start + np.arange(257, dtype=np.uint32))
+    weights = jnp.asarray(pattern.view(np.float32))
+    for count in (1, 2, 100, 256):
+        same(compiled_mask(weights, count), oracle(weights, count))
+
+
+@pytest.mark.parametrize("num_edges", [-5, -1, 37, 2**31 - 1, -(2**31)])
+def test_a_traced_count_is_clipped(num_edges: int) -> None:
+    weights = jax.random.normal(jax.random.key(0), (36,))
+    mask = compiled_mask(weights, jnp.int32(num_edges))
+    same(mask, np.full(36, num_edges > 0))
+
+
+def test_vmap_over_weights() -> None:
+    weights = jax.random.normal(jax.random.key(0), (6, 5, 7)).round(1)
+    masks = jax.jit(jax.vmap(lambda w: edge_mask(w, 11)))(weights)
+    for mask, each in zip(masks, weights, strict=True):
+        same(mask, oracle(each, 11))
+
+
+def test_vmap_over_counts() -> None:
+    weights = jnp.asarray([3.0, 1.0, -1.0, 1.0, 0.0, -3.0])
+    masks = jax.jit(jax.vmap(lambda k: edge_mask(weights, k)))(jnp.arange(7))
+    for count, mask in enumerate(masks):
+        same(mask, oracle(weights, count))
+
+
+def test_vmap_over_both_and_grad() -> None:
+    weights = jax.random.normal(jax.random.key(0), (4, 12)).round(1)
+    counts = jnp.asarray([0, 3, 12, 7])
+
+    def energy(w: jax.Array, k: jax.Array) -> jax.Array:
+        return 0.5 * jnp.sum(jnp.square(top_edges(w, k)))
+
+    gradients = jax.jit(jax.vmap(jax.grad(energy)))(weights, counts)
+    # The gradient at the kept weights: straight through to the others, where it is zero.
+    for gradient, w, k in zip(gradients, weights, counts, strict=True):
+        np.testing.assert_array_equal(gradient, np.where(oracle(w, int(k)), w, 0))
+
+
+def test_hallucinated_edges_learn() -> None:
+    """The update rule: <Z_u, dL/dI_v> for every edge, real or not."""
+    weights, planes = jnp.asarray([[3.0, 0.1], [0.2, -2.0]]), jnp.asarray([[5.0, 7.0]])
+    slope = jnp.asarray([[1.0, 10.0]])
+    gradient = jax.grad(lambda w: jnp.sum(planes @ top_edges(w, 2) * slope))(weights)
+    np.testing.assert_array_equal(gradient, planes.T @ slope)
+
+
+def test_straight_through_any_mask() -> None:
+    weights, mask = jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray([True, False, True])
+    kept, pull = jax.vjp(lambda w: straight_through(w, mask), weights)
+    np.testing.assert_array_equal(kept, [1.0, 0.0, 3.0])
+    np.testing.assert_array_equal(pull(jnp.asarray([4.0, 5.0, 6.0]))[0], [4.0, 5.0, 6.0])
+
+
+def test_the_choice_itself_has_no_gradient() -> None:
+    gradient = jax.grad(lambda w: jnp.sum(edge_mask(w, 2).astype(jnp.float32)))(jnp.arange(5.0))
+    np.testing.assert_array_equal(gradient, np.zeros(5))
+
+
+@pytest.mark.parametrize("num_edges", [-1, 7, 10**12])
+@pytest.mark.parametrize("function", [edge_mask, top_edges])
+def test_a_count_out_of_range(function, num_edges: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_edges is {num_edges}; .*0\.\.6"):
+        function(jnp.ones((2, 3)), num_edges)
+
+
+def test_a_count_that_is_an_array_outside_of_jit() -> None:
+    np.testing.assert_array_equal(edge_mask(jnp.arange(3.0), jnp.int32(1)), [False, False, True])
+    with pytest.raises(ValueError, match=r"num_edges is 4; .*0\.\.3"):
+        edge_mask(jnp.arange(3.0), jnp.int32(4))
+
+
+def test_a_count_for_no_weights() -> None:
+    with pytest.raises(ValueError, match=r"num_edges is 1; .*0\.\.0"):
+        edge_mask(jnp.ones((0,)), 1)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the tests' own type checks: what a user sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.uint32, np.int64])
+def test_a_count_of_any_integer_dtype(dtype: jnp.dtype) -> None:
+    weights = jax.random.normal(jax.random.key(0), (300,))  # more than an int8 can count
+    same(compiled_mask(weights, dtype(100)), oracle(weights, 100))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_count_that_int32_cannot_hold_keeps_all() -> None:
+    same(compiled_mask(jnp.arange(3.0), jnp.uint32(2**32 - 1)), np.ones(3, bool))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64, jnp.float8_e4m3fn]
+)
+def test_weights_of_a_wrong_dtype(dtype: jnp.dtype) -> None:
+    with pytest.raises(TypeError, match=f"weights are {jnp.dtype(dtype).name}; "):
+        edge_mask(jnp.ones(3, dtype), 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("num_edges", [1.0, jnp.float32(1), np.float64(2), "1"])
+def test_counts_of_a_wrong_type(num_edges: object) -> None:
+    with pytest.raises(TypeError):
+        edge_mask(jnp.ones(3), num_edges)
+
+
+def run_python(code: str, **environment: str) -> str:
+    """What a Python process of its own prints: some of jax's settings hold for a whole process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_float64() -> None:
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from dnw_jax import edge_mask, top_edges
+mask, top = jax.jit(edge_mask), jax.jit(top_edges)
+rng = np.random.default_rng(0)
+near = (np.float64(0.1).view(np.uint64) + np.arange(60, dtype=np.uint64)).view(np.float64)
+for weights in (rng.permutation(near), rng.integers(-2, 3, 60) * 1e-310, rng.normal(size=60)):
+    w = jnp.asarray(weights.reshape(6, 10))
+    assert w.dtype == jnp.float64
+    for k in (0, 1, 30, 59, 60):
+        expected = np.zeros(60, bool)
+        expected[np.argsort(-abs(weights), kind="stable")[:k]] = True
+        np.testing.assert_array_equal(mask(w, k), expected.reshape(6, 10))
+        assert top(w, jnp.int64(k)).dtype == jnp.float64
+print("done")
+"""
+    assert run_python(code, JAX_ENABLE_X64="1") == "done\n"
+
+
+def test_sharded_over_eight_devices() -> None:
+    """The same choice, by scalar all-reduces: no device sees another's weights."""
+    code = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from dnw_jax import edge_mask, top_edges
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+choose = jax.jit(lambda w: (edge_mask(w, 700), top_edges(w, 700)))
+exact = jax.random.normal(jax.random.key(0), (64, 48))
+rows, columns = P("data", None), P(None, "data")
+for dtype, spec in ((jnp.float32, rows), (jnp.float32, columns), (jnp.bfloat16, rows)):
+    for weights in (exact.astype(dtype), exact.round().astype(dtype)):  # without ties, with
+        expected = np.asarray(choose(weights)[0])
+        assert expected.sum() == 700
+        sharded = jax.device_put(weights, NamedSharding(mesh, spec))
+        for kept in choose(sharded):
+            assert kept.sharding.is_equivalent_to(sharded.sharding, 2), kept.sharding
+            np.testing.assert_array_equal(np.asarray(kept) != 0, expected)
+    text = choose.lower(sharded).compile().as_text()
+    moves = r"all-gather|all-to-all|collective-permute"
+    assert not re.search(moves, text), re.search(f".*({moves}).*", text)
+    assert "all-reduce" in text
+print("done")
+"""
+    flags = "--xla_force_host_platform_device_count=8"
+    assert run_python(code, XLA_FLAGS=flags, JAX_PLATFORMS="cpu") == "done\n"
+
+
+# How many.
+
+
+@given(st.integers(0, 10**7), st.floats(0, 1))
+def test_budget_counts_as_the_published_code(size: int, sparsity: float) -> None:
+    assert edge_budget(size, sparsity) == size - int(sparsity * size)
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "budget"),
+    [(640_000, 0.95, 32_000), (10, 0.95, 1), (10, 0.0, 10), (10, 1.0, 0), (0, 0.5, 0), (3, 0.5, 2)],
+)
+def test_budgets(size: int, sparsity: float, budget: int) -> None:
+    assert edge_budget(size, sparsity) == budget
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_sparsity_out_of_range(sparsity: float) -> None:
+    with pytest.raises(ValueError, match=f"sparsity is {sparsity}"):
+        edge_budget(10, sparsity)
+
+
+# Rules.
+
+WEIGHTS = jax.random.normal(jax.random.key(1), (12, 10)).round(1)
+KEY = jax.random.key(2)
+
+
+def test_the_names_of_the_rules() -> None:
+    assert set(RULES) == {"dnw", "random", "complete", "dnw_no_update"}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_masks_what_it_zeroes(name: str) -> None:
+    rule = RULES[name]
+    weights = WEIGHTS + jnp.where(WEIGHTS == 0, 0.01, 0.0)
+    state = rule.init(KEY, weights, 30)
+    mask = rule.mask(weights, state, 30)
+    assert np.count_nonzero(mask) == (120 if name == "complete" else 30)
+    for train in (False, True):
+        kept = rule(weights, state, 30, train=train)
+        np.testing.assert_array_equal(kept, np.where(mask, weights, 0))
+    if name != "random":
+        assert state is None
+    if name.startswith("dnw"):
+        same(mask, oracle(weights, 30))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_which_edges_learn(name: str) -> None:
+    rule = RULES[name]
+    state = rule.init(KEY, WEIGHTS, 30)
+    slope = jax.random.normal(KEY, WEIGHTS.shape)
+    gradient = jax.grad(lambda w: jnp.sum(rule(w, state, 30, train=True) * slope))(WEIGHTS)
+    learns = np.ones(WEIGHTS.shape, bool)
+    if name in ("random", "dnw_no_update"):
+        learns = np.asarray(rule.mask(WEIGHTS, state, 30))
+    np.testing.assert_array_equal(gradient, np.where(learns, slope, 0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 119, 120])
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
+def test_random_draws_its_budget_of_what_is_allowed(count: int, share: float | None) -> None:
+    for seed in range(4):
+        lots = np.random.default_rng(seed).uniform(size=WEIGHTS.shape)
+        forbidden = None if share is None else jnp.asarray(lots < share)
+        banned = np.zeros(WEIGHTS.shape, bool) if share is None else np.asarray(forbidden)
+        mask = np.asarray(draw(jax.random.key(seed), count, forbidden))
+        assert not np.any(mask & banned)
+        assert np.count_nonzero(mask) == min(count, np.count_nonzero(~banned))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def draw(key: jax.Array, count: int, forbidden: jax.Array | None) -> jax.Array:
+    return RULES["random"].init(key, WEIGHTS, count, forbidden)
+
+
+def test_random_draws_uniformly() -> None:
+    forbidden = jnp.arange(120).reshape(12, 10) % 3 == 0
+    for banned, allowed in ((None, np.ones((12, 10), bool)), (forbidden, ~np.asarray(forbidden))):
+        draws = np.stack([draw(jax.random.key(seed), 20, banned) for seed in range(600)])
+        share = 20 / allowed.sum()
+        often = draws.mean(0)[allowed]
+        # Five standard deviations of a share over 600 draws.
+        assert np.abs(often - share).max() < 5 * np.sqrt(share * (1 - share) / 600)
+
+
+def test_the_random_graph_stays() -> None:
+    rule = RULES["random"]
+    state = rule.init(KEY, WEIGHTS, 30)
+    np.testing.assert_array_equal(rule.mask(-3 * WEIGHTS[::-1], state, 7), state)
+    assert np.any(np.asarray(rule.init(jax.random.key(3), WEIGHTS, 30)) != np.asarray(state))
+    np.testing.assert_array_equal(rule.init(KEY, -WEIGHTS, 30), state)
+
+
+def test_dnw_chooses_anew() -> None:
+    rule = RULES["dnw"]
+    weights = jnp.asarray([1.0, -2.0, 3.0])
+    np.testing.assert_array_equal(rule.mask(weights, None, 1), [False, False, True])
+    np.testing.assert_array_equal(rule.mask(weights.at[1].set(-4.0), None, 1), [False, True, False])
+
+
+def test_public_names() -> None:
+    assert dnw_jax.top_edges is top_edges
+    assert dnw_jax.edge_mask is edge_mask
+    assert dnw_jax.edge_budget is edge_budget

@@ -1,0 +1,140 @@
+"""The command line: wrong settings end in one short message, before anything is made."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dnw_jax.main import main
+
+ROOT = Path(__file__).parent.parent
+DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
+
+
+def refused(capsys: pytest.CaptureFixture[str], workdir: Path, *arguments: str) -> str:
+    """The message of a command that must end with exit code 2 and touch nothing."""
+    assert main([*arguments, f"--workdir={workdir}"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert "Traceback" not in output.err
+    assert len(output.err.splitlines()) < 24  # one screen
+    assert not workdir.exists()
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.wiring=dense", "'dense': must be one of static, discrete, continuous"),
+        ("model.edges=dwn", "'dwn': must be one of dnw, random, complete, dnw_no_update"),
+        ("model.sparsity=1.5", "1.5: must be a number in [0, 1)"),
+        ("model.sparsity=-0.5", "-0.5: must be a number in [0, 1)"),
+        ("batch_size=0", "0: must be an integer >= 1"),
+        ("num_epochs=-1", "-1: must be an integer >= 1"),
+        ("model.sparsty=0.5", "'0.5': no such field; did you mean model.sparsity?"),
+    ],
+)
+@pytest.mark.parametrize("joint", ["=", " "], ids=["equals", "space"])
+def test_bad_fields(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    joint: str,
+    override: str,
+    expected: str,
+) -> None:
+    field, _, text = override.partition("=")
+    words = f"--config.{field}{joint}{text}".split()
+    message = refused(capsys, tmp_path / "run", DIGITS, *words)
+    assert message.splitlines()[1:] == [f"  {field} = {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (f"{DIGITS}:wirring=static", "takes: wiring: str = 'static', edges: str = 'dnw'"),
+        (f"{DIGITS}:wiring=dense", "model.wiring = 'dense': must be one of static"),
+        (f"--config={ROOT / 'configs' / 'digit.py'}", "configs/digits.py"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_bad_config(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str, config: str, expected: str
+) -> None:
+    assert expected in refused(capsys, tmp_path / "run", f"--mode={mode}", config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([DIGITS], "--workdir"),
+        (["--workdir=w"], "needs --config"),
+        ([DIGITS, "--workdir=w", "--mode=trian"], "'train', 'evaluate'"),
+        ([DIGITS, "--workdir=w", "--wrkdir=v"], "--wrkdir=v"),
+        ([DIGITS, "--work=w"], "--workdir"),
+        ([DIGITS, "--workdir=w", "seed=3"], "seed=3"),
+        ([DIGITS, "--workdir=w", "--config.seed"], "--config.seed needs a value"),
+        ([DIGITS, "--config.seed", "--workdir=w"], "--config.seed needs a value"),
+        (["--workdir=w", "--mode=evaluate", "--config.seed=1"], "needs --config"),
+    ],
+)
+def test_wrong_flags(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_overrides_are_read_in_both_forms_and_in_order(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    overrides = ["--config.seed=-1", "--config.batch_size", "-7", "--config.seed=-2"]
+    message = refused(capsys, tmp_path / "run", *overrides, DIGITS)
+    assert "seed = -2" in message
+    assert "batch_size = -7" in message
+
+
+def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "interrupted.py"
+    path.write_text("def get_config():\n    raise KeyboardInterrupt\n")
+    assert main([f"--config={path}", "--workdir=runs/some"]) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the same command" in error
+    assert "runs/some" in error
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_process_ends_with_code_2_and_one_message(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    ended = run(
+        "-m", "dnw_jax.main", DIGITS, f"--workdir={workdir}", "--config.model.sparsity", "2"
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines()[1:] == ["  model.sparsity = 2.0: must be a number in [0, 1)"]
+    assert not workdir.exists()
+
+
+def test_help_shows_the_flags() -> None:
+    ended = run("-m", "dnw_jax.main", "--help")
+    assert ended.returncode == 0
+    for flag in ("--config", "--workdir", "--mode", "--config.model.sparsity=0.9"):
+        assert flag in ended.stdout
+
+
+def test_wrong_settings_are_found_without_loading_jax() -> None:
+    ended = run(
+        "-c",
+        "import sys; from dnw_jax.main import main; "
+        f"code = main([{DIGITS!r}, '--workdir=w', '--config.seed=-1']); "
+        "print(code, sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))",
+    )
+    assert ended.stdout.strip() == "2 []", ended.stderr

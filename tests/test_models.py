@@ -1,0 +1,243 @@
+"""The tiny classifiers: what they are made of, how they start, stem and read-out."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_forward
+import pytest
+from flax import nnx, traverse_util
+from ml_collections import ConfigDict
+
+import dnw_jax
+from dnw_jax.edges import RULES
+from dnw_jax.models import edge_layers
+from dnw_jax.models.tiny import Stem, central_average
+from dnw_jax.schema import MODELS
+
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.py"
+WIRINGS = ("static", "discrete", "continuous")
+
+
+def small_config(wiring: str = "static", edges: str = "dnw", **overrides: str) -> ConfigDict:
+    """A graph of 32 nodes, 8 of them inputs, 6 read; on images of 16x16 pixels and one channel."""
+    fields = {
+        "model.num_nodes": "32",
+        "model.num_inputs": "8",
+        "model.num_outputs": "6",
+        "model.depth": "4",
+        "model.sparsity": "0.9",
+    }
+    fields |= {name.replace("__", "."): text for name, text in overrides.items()}
+    return dnw_jax.load_config(f"{DIGITS}:wiring={wiring},edges={edges}", fields)
+
+
+def images(size: int = 16, channels: int = 1, batch: int = 2) -> jax.Array:
+    return jnp.asarray(numpy_forward.random_planes((batch, size, size, channels), 0), jnp.float32)
+
+
+def logits(model: nnx.Module, images: jax.Array, train: bool = False) -> jax.Array:
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, images: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state)(images, train=train)
+
+    return run(state, images)
+
+
+def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Every array by its path."""
+    pure = nnx.to_pure_dict(nnx.state(model))
+    return {path: np.asarray(a) for path, a in traverse_util.flatten_dict(pure, sep=".").items()}
+
+
+# Every wiring with every rule.
+
+
+def test_the_rules_are_those_of_the_settings() -> None:
+    field = MODELS["tiny"].fields["model.edges"]
+    assert field.allowed == "one of " + ", ".join(RULES)
+
+
+@pytest.mark.parametrize("edges", RULES)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_every_model(wiring: str, edges: str) -> None:
+    model = dnw_jax.build_model(small_config(wiring, edges))
+    out = logits(model, images())
+    assert out.shape == (2, 10)
+    assert out.dtype == jnp.float32
+    assert np.all(np.isfinite(out))
+
+    (mask,) = dnw_jax.wiring(model).values()
+    assert mask.shape == (32, 32)
+    assert mask.dtype == bool
+    budget = dnw_jax.edge_budget(32 * 32, 0.9)
+    assert budget == 103
+    assert np.count_nonzero(mask) == (32 * 32 if edges == "complete" else budget)
+    # They are the edges that carry signal.
+    (layer,) = edge_layers(model).values()
+    np.testing.assert_array_equal(np.asarray(layer.real_weights()) != 0, mask)
+    assert dnw_jax.wiring(model).keys() == edge_layers(model).keys() == {"graph"}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_forty_one_thousand_live_parameters(wiring: str) -> None:
+    config = dnw_jax.load_config(str(DIGITS.with_name("cifar10_tiny.py")), {"model.wiring": wiring})
+    model = nnx.eval_shape(lambda: dnw_jax.build_model(config))
+    trained = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    size = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    # Stem and read-out: 448 + 32 + 160 + 544 + 64 + 1010; nodes: kernels and norms; 32000 edges.
+    assert size - 640_000 + 32_000 == 2_258 + 800 * (9 + 2) + 32_000
+    assert len(jax.tree.leaves(trained)) == 16
+
+
+# Initialisation: PyTorch's default.
+
+
+def test_initialisation() -> None:
+    config = small_config(model__num_nodes="248", model__num_inputs="32", model__num_outputs="40")
+    start = arrays(dnw_jax.build_model(config))
+    fan_in = {
+        "stem.conv.kernel": 9,
+        "stem.conv.bias": 9,
+        "stem.depthwise_kernel": 9,
+        "stem.depthwise_bias": 9,
+        "stem.mix.kernel": 16,
+        "stem.mix.bias": 16,
+        "graph.nodes.kernel": 9,
+        "graph.edges.weight": 248,
+        "head.kernel": 40,
+        "head.bias": 40,
+    }
+    for name, fan in fan_in.items():
+        values, bound = start.pop(name), fan**-0.5
+        assert values.dtype == np.float32
+        assert 0.5 * bound < np.abs(values).max() <= bound, name
+        # Uniform: mean 0 and variance b^2/3, within five standard deviations of either.
+        assert abs(values.mean()) < 5 * bound / np.sqrt(3 * values.size), name
+        square = np.mean(values**2) * 3 / bound**2
+        assert abs(square - 1) < 5 * np.sqrt(0.8 / values.size), name
+    ones = {"stem.conv_norm.scale", "stem.mix_norm.scale", "graph.nodes.scale"}
+    ones |= {"stem.conv_norm.var", "stem.mix_norm.var"}
+    zeros = {"stem.conv_norm.bias", "stem.mix_norm.bias", "graph.nodes.bias"}
+    zeros |= {"stem.conv_norm.mean", "stem.mix_norm.mean"}
+    assert start.keys() == ones | zeros
+    for name, values in start.items():
+        np.testing.assert_array_equal(values, float(name in ones), name)
+
+
+def test_fan_in_counts_the_channels() -> None:
+    config = small_config(model__num_inputs="64", model__num_nodes="100", dataset__num_channels="3")
+    start = arrays(dnw_jax.build_model(config))
+    bound = 27**-0.5
+    assert 0.95 * bound < np.abs(start["stem.conv.kernel"]).max() <= bound
+
+
+@pytest.mark.parametrize("edges", ["dnw", "random"])
+def test_the_seed_decides(edges: str) -> None:
+    one, same, other = (
+        arrays(dnw_jax.build_model(small_config(edges=edges, seed=seed))) for seed in "112"
+    )
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, same[name], name)
+        drawn = not name.endswith(("scale", "mean", "var")) and "norm" not in name
+        if drawn and name != "graph.nodes.bias":
+            assert np.any(values != other[name]), name
+
+
+# The stem.
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("size", "channels"), [(32, 3), (28, 1), (16, 1), (13, 2)])
+def test_stem(size: int, channels: int, train: bool) -> None:
+    stem = Stem(channels, 8, rngs=nnx.Rngs(0))
+    # Norms away from where they start.
+    rng = np.random.default_rng(1)
+    for norm in (stem.conv_norm, stem.mix_norm):
+        for values in (norm.scale, norm.bias, norm.mean, norm.var):
+            values[...] = jnp.asarray(rng.uniform(0.5, 1.5, values.shape), jnp.float32)
+    params = jax.tree.map(np.float64, nnx.to_pure_dict(nnx.state(stem)))
+    batch = images(size, channels)
+    expected = numpy_forward.stem(np.float64(batch), params, train)
+    ours = logits(stem, batch, train)
+    assert ours.shape == (2, -(-size // 4), -(-size // 4), 8)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_running_statistics_keep_nine_tenths() -> None:
+    stem = Stem(1, 8, rngs=nnx.Rngs(0))
+    batch = images(32, batch=16)
+    convolved = np.asarray(stem.conv(batch), np.float64)
+    stem(batch, train=True)
+    mean, variance = convolved.mean((0, 1, 2)), convolved.var((0, 1, 2))
+    np.testing.assert_allclose(stem.conv_norm.mean[...], 0.1 * mean, rtol=1e-3, atol=1e-6)
+    # To a thousandth: with or without PyTorch's correction by n / (n - 1), n = 4096.
+    np.testing.assert_allclose(stem.conv_norm.var[...], 0.9 + 0.1 * variance, rtol=1e-3)
+    before = arrays(stem)
+    stem(batch, train=False)
+    for name, values in arrays(stem).items():
+        np.testing.assert_array_equal(values, before[name], name)
+
+
+def test_evaluation_sees_each_image_alone() -> None:
+    model = dnw_jax.build_model(small_config())
+    together, alone = logits(model, images()), logits(model, images()[:1])
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(logits(model, images(), train=True) - together).max() > 1e-3
+
+
+# The read-out.
+
+
+@pytest.mark.parametrize(("size", "pixels"), [(8, (2, 3)), (7, (1, 2)), (4, (0, 1)), (2, (0, 1))])
+def test_central_average(size: int, pixels: tuple[int, int]) -> None:
+    planes = numpy_forward.random_planes((3, size, size, 5), 0)
+    expected = sum(planes[:, row, column] for row in pixels for column in pixels) / 4
+    ours = central_average(jnp.asarray(planes, jnp.float32))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [28, 16])
+def test_logits_are_a_linear_map_of_the_read_out(size: int) -> None:
+    model = dnw_jax.build_model(small_config(dataset__image_size=str(size)))
+    planes = logits(model.stem, images(size))
+    states = np.asarray(logits(model.graph, planes), np.float64)
+    low = max(size // 8 - 2, 0)
+    read = states[:, low : low + 2, low : low + 2].mean((1, 2))
+    expected = read @ np.float64(model.head.kernel[...]) + np.float64(model.head.bias[...])
+    np.testing.assert_allclose(logits(model, images(size)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_bfloat16(wiring: str) -> None:
+    exact, coarse = (
+        dnw_jax.build_model(small_config(wiring, dtype=dtype)) for dtype in ("float32", "bfloat16")
+    )
+    for name, values in arrays(coarse).items():  # parameters and statistics stay float32
+        np.testing.assert_array_equal(values, arrays(exact)[name])
+    ours, expected = logits(coarse, images(32)), logits(exact, images(32))
+    assert ours.dtype == jnp.float32
+    error = np.abs(ours - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error < 0.1
+    assert logits(coarse.stem, images(32).astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_the_read_out_of_bfloat16_is_float32() -> None:
+    model = dnw_jax.build_model(small_config("discrete", dtype="bfloat16"))
+    graphdef, state = nnx.split(model)
+
+    # Every state is rounded to bfloat16, also where a compiler might keep more.
+    @functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    def run(state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, state)
+        return model.graph(model.stem(images.astype(jnp.bfloat16))), model(images)
+
+    states, ours = run(state, images(32))
+    assert states.dtype == jnp.bfloat16
+    read = np.float64(states)[:, 2:4, 2:4].mean((1, 2))
+    expected = read @ np.float64(model.head.kernel[...]) + np.float64(model.head.bias[...])
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
