@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy_forward
 import optax
@@ -106,15 +105,18 @@ class Case:
     def steps(self) -> list[tuple[TrainState, dict[str, jax.Array]]]:
         return self.run(self.state)
 
-    def rounded_otherwise(self, seed: int) -> TrainState:
-        """The state at step 0 with every weight off by about one rounding error."""
-        rng = np.random.default_rng(seed)
+    def start_of_three_steps(self) -> TrainState:
+        """The state at step 0; in discrete time without the one choice that is left to rounding.
 
-        def nudge(weight: jax.Array) -> jax.Array:
-            noise = 1e-7 * rng.standard_normal(weight.shape)
-            return jnp.asarray(weight * (1 + noise), jnp.float32)
-
-        return dataclasses.replace(self.state, params=jax.tree.map(nudge, self.state.params))
+        There, in the second step, pixel (1, 5) of image 5 enters the ReLU of node 542 at 1.5e-7
+        (in float64), when float32 states are good to 1e-6. Whether it passes moves the third loss
+        by 3e-3. In the published run it passed; 2e-6 more bias, and it does so however we round.
+        """
+        if self.name != "discrete_time_dnw":
+            return self.state
+        params = jax.tree.map(lambda array: array, self.state.params)  # a copy of the nested dicts
+        params["graph"]["nodes"]["bias"] = params["graph"]["nodes"]["bias"].at[542].add(2e-6)
+        return dataclasses.replace(self.state, params=params)
 
     @cached_property
     def gradients(self) -> dict[str, np.ndarray]:
@@ -221,29 +223,11 @@ def test_first_loss(case: Case) -> None:
 
 
 def test_three_steps(case: Case) -> None:
-    """Losses of steps 0, 1, 2, then every parameter's norm and the logits in evaluation mode.
-
-    Where a node's input is zero up to rounding, rounding decides whether the ReLU lets it through,
-    and in the graph in time one such node moves the third loss by 3e-3. Exact arithmetic (the same
-    in float64) agrees with the published numbers; in float32 some roundings do, others do not. So
-    one of a few equally right starts has to agree.
-    """
+    """Losses of steps 0, 1, 2, then every parameter's norm and the logits in evaluation mode."""
     if case.continuous:
         assert len(case.steps) == 1  # nothing later is comparable: see golden/README.md
         return
-    failures = []
-    for seed in range(16):
-        try:
-            agrees_after_three_steps(case, case.run(case.rounded_otherwise(seed)))
-            return
-        except AssertionError as error:
-            failures.append(error)
-            if case.name != "discrete_time_dnw":
-                break
-    raise failures[0]
-
-
-def agrees_after_three_steps(case: Case, steps: list) -> None:
+    steps = case.run(case.start_of_three_steps())
     close([float(metrics["loss"]) for _, metrics in steps], case.arrays["losses"], 2e-3, "losses")
     state = steps[-1][0]
     params = case.in_reference_layout(state.params)

@@ -84,7 +84,7 @@ def _kernel_gradient_in_chunks(planes: Array, cotangent: Array) -> Array:
     pairs = tuple(a.reshape(batch // chunk, chunk, *a.shape[1:]) for a in (planes, cotangent))
     total, _ = lax.scan(
         lambda total, pair: (total + _sum_over_pixels(*pair), None),
-        jnp.zeros((3, 3, planes.shape[-1])),
+        jnp.zeros((3, 3, planes.shape[-1]), jnp.float32),
         pairs,
     )
     return total

@@ -66,4 +66,4 @@ def instance_norm(
     values = planes.astype(jnp.float32)
     centred = values - jnp.mean(values, (1, 2), keepdims=True)
     variance = jnp.mean(jnp.square(centred), (1, 2), keepdims=True)
-    return (centred * (lax.rsqrt(variance + epsilon) * scale) + bias).astype(planes.dtype)
+    return (centred * lax.rsqrt(variance + epsilon) * scale + bias).astype(planes.dtype)
