@@ -39,7 +39,8 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "dnw_jax needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 ..." % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
+	@# Without this a half-made environment (Debian without python3-venv) would count as made.
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/installed-for-training: $(VENV)/bin/python setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes a minute or two"

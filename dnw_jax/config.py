@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from dnw_jax import schema
 from dnw_jax.errors import UserError
 
+CONFIG_FILE = "config.json"  # as a run leaves it in its workdir
+
 
 def load_config(
     spec: str, overrides: Mapping[str, str] | Sequence[tuple[str, str]] = ()
@@ -24,7 +26,8 @@ def load_config(
 
     Args:
       spec: "path/to/file.py" or "path/to/file.py:key=value,key=value"; the file defines
-        `get_config`, which takes these arguments and returns what differs from the defaults.
+        `get_config`, which takes these arguments and returns what differs from the defaults. Or
+        "path/to/config.json" of a run.
       overrides: dotted field name -> text, such as "model.sparsity" -> "0.9"; the last one counts.
 
     Returns:
@@ -34,8 +37,7 @@ def load_config(
       UserError: a missing or broken file, a wrong argument, or a wrong field: all of them, each
         with its value and what is allowed.
     """
-    path, _, arguments = spec.partition(":")
-    values = _flat(_run_file(Path(path), arguments))
+    values = _flat(_read_json(Path(spec)) if spec.endswith(".json") else _run_file(spec))
     texts = dict(overrides)
     fields = schema.fields_of(texts.get("model.name", values.get("model.name", _DEFAULT_MODEL)))
     for name, text in texts.items():
@@ -64,13 +66,7 @@ def from_json(text: str, source: str = "config.json") -> ConfigDict:
     Raises:
       UserError: no JSON, or not a valid configuration; the message begins with `source`.
     """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{source} holds {values!r}; it must hold an object of fields")
-    return _complete(_flat(values), source)
+    return _complete(_flat(_json_object(text, source)), source)
 
 
 def differing_fields(a: ConfigDict, b: ConfigDict) -> dict[str, str]:
@@ -159,7 +155,28 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _run_file(path: Path, arguments: str) -> dict[str, Any]:
+def _json_object(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} holds {values!r}; it must hold an object of fields")
+    return values
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file, so {path.parent} holds no run. Train one there first: "
+            f"python -m dnw_jax.main --config=configs/digits.py --workdir={path.parent}"
+        )
+    return _json_object(path.read_text(encoding="utf-8"), str(path))
+
+
+def _run_file(spec: str) -> dict[str, Any]:
+    name, _, arguments = spec.partition(":")
+    path = Path(name)
     if not path.is_file():
         raise UserError(f"--config={path}: no such file; {_near_files(path)}")
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
@@ -181,11 +198,11 @@ def _run_file(path: Path, arguments: str) -> dict[str, Any]:
 
 
 def _near_files(path: Path) -> str:
-    names = sorted(file.name for file in path.parent.glob("*.py") if file.name != path.name)
-    near = difflib.get_close_matches(path.name, names) or names
-    if not near:
-        return f"there are no other config files in {path.parent.resolve()}"
-    return "there are " + ", ".join(str(path.parent / name) for name in near)
+    for folder in (path.parent, Path("configs")):
+        names = sorted(file.name for file in folder.glob("*.py") if file.name != path.name)
+        if near := difflib.get_close_matches(path.name, names) or names:
+            return "there are " + ", ".join(str(folder / name) for name in near)
+    return f"there are no config files in {path.parent.resolve()} or configs"
 
 
 def _located(error: Exception, path: Path) -> str:

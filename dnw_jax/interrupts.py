@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of our choice: never in the middle of a checkpoint, where it could do harm."""
+"""Ctrl-C and SIGTERM at a moment of our choice: between steps, with what was learnt saved."""
 
 import os
 import signal
@@ -8,33 +8,37 @@ from typing import Self
 
 
 class Interrupts:
-    """A context manager in which Ctrl-C only leaves a note, for `check` to find.
+    """A context manager in which the first Ctrl-C or SIGTERM only leaves a note: `number`.
 
-    A second Ctrl-C interrupts at once. In a thread other than the main one, which no Ctrl-C
-    reaches, it changes nothing.
+    A second one interrupts at once (KeyboardInterrupt). In a thread other than the main one, which
+    no signal reaches, it changes nothing.
+
+    Attributes:
+      number: of the signal that came, or None.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
-        self._noted = False
+        self.number: int | None = None
 
     def __enter__(self) -> Self:
         self._is_main = threading.current_thread() is threading.main_thread()
         if self._is_main:
-            self._before = signal.signal(signal.SIGINT, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._is_main:
-            signal.signal(signal.SIGINT, self._before)
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if there has been a Ctrl-C."""
-        if self._noted:
-            raise KeyboardInterrupt
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.check()
-        self._noted = True
+        del frame
+        if self.number is not None:
+            raise KeyboardInterrupt(number)
+        self.number = number
         # Not print: it may have been interrupted itself.
-        os.write(2, b"\nstopping after the steps under way; Ctrl-C again stops at once\n")
+        os.write(
+            2, b"\nsaving after the steps under way, then stopping; Ctrl-C again stops at once\n"
+        )

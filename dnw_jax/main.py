@@ -1,17 +1,18 @@
 """The command line: `python -m dnw_jax.main --config=FILE --workdir=FOLDER`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
 from absl import logging
 
-from dnw_jax.config import load_config
+from dnw_jax.config import CONFIG_FILE, load_config
 from dnw_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one mode; returns the exit code: 0 done, 2 a setting is wrong, 130 interrupted.
+    """Runs one mode; returns the exit code: 0 done, 2 a setting is wrong, 130 or 143 interrupted.
 
     Raises:
       SystemExit: `--help` (0), or wrong flags (2).
@@ -19,21 +20,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
     logging.set_verbosity(logging.ERROR)
     try:
-        config = load_config(flags.config, overrides) if flags.config else None
+        config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
         # Late, because jax takes a second: help and wrong settings need none of it.
         from dnw_jax import train  # noqa: PLC0415
 
-        modes = {"train": train.train, "evaluate": train.evaluate}
-        modes[flags.mode](config, flags.workdir)
+        if flags.mode == "train":
+            train.train(config, flags.workdir)
+        else:
+            train.evaluate(config, flags.workdir, flags.step)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(
             f"interrupted: the same command goes on from the last checkpoint in {flags.workdir}",
             file=sys.stderr,
         )
-        return 130
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     return 0
 
 
@@ -61,6 +64,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument(
         "--mode", choices=("train", "evaluate"), default="train", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--step",
+        default="last",
+        help="--mode=evaluate: the checkpoint: last, best or a number (default: %(default)s)",
+    )
     rest, overrides = [], []
     words = iter(argv)
     for word in words:
@@ -78,8 +86,10 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         parser.error("--workdir is empty; name a folder, for instance --workdir=runs/digits")
     if not flags.config and flags.mode == "train":
         parser.error("--mode=train needs --config, for instance --config=configs/digits.py")
-    if not flags.config and overrides:
-        parser.error("--config.FIELD=VALUE needs --config")
+    if flags.step.isdecimal():
+        flags.step = int(flags.step)
+    if flags.mode == "train" and flags.step != "last":
+        parser.error("--step needs --mode=evaluate; training goes on from the last checkpoint")
     return flags, overrides
 
 

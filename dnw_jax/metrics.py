@@ -53,6 +53,12 @@ class Sums(NamedTuple):
     def __add__(self, other: "Sums") -> "Sums":  # type: ignore[override]
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
+    def averages(self) -> dict[str, float]:
+        """`means` on the host, as numbers that print short."""
+        loss, correct, examples = (float(value) for value in self)
+        # Seven digits are what a float32 knows.
+        return {"loss": float(f"{loss / examples:.7g}"), "accuracy": correct / examples}
+
     def means(self) -> dict[str, Float[Array, ""]]:
         """`loss` and `accuracy` (0..1) over all examples summed."""
         return {"loss": self.loss / self.examples, "accuracy": self.correct / self.examples}

@@ -88,6 +88,12 @@ def _check(
             problems.append(f"wrong shape: {name} {array.shape}, the model has {expected[name]}")
         elif name.endswith("graph.mask") and name in dispensable and not np.all(array == 1):
             problems.append(f"a mask that is not all ones: {name}, and the model's rule keeps none")
+        elif (
+            name.endswith("graph.mask")
+            and name in expected
+            and not np.all((array == 0) | (array == 1))
+        ):
+            problems.append(f"a mask that is not all zeros and ones: {name}")
         elif name not in expected and name not in dispensable:
             problems.append(f"unknown: {name} {array.shape}")
     if problems:
@@ -123,7 +129,8 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
             f"source is {path}; it is no PyTorch file of plain arrays. Save the state_dict alone: "
             "torch.save({'model': checkpoint['model']}, path)"
         ) from error
-    return {name: array.numpy() for name, array in loaded.get("model", loaded).items()}
+    arrays = next((loaded[key] for key in ("model", "state_dict") if key in loaded), loaded)
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 def _tiny_sources(config: ConfigDict) -> dict[tuple[str, ...], Source]:

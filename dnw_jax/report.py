@@ -15,11 +15,13 @@ def announce(workdir: Path, state: TrainState, plan: Plan, changed: list[str]) -
     """Says what is about to happen: the parameters, the devices, where the run stands."""
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, workdir {workdir}")
-    if changed:
-        print("changed since the last start (before != now):\n  " + "\n  ".join(changed))
+    tell_changes(changed)
     done = int(state.step)
     if done >= plan.total:
-        print(f"finished: step {done} of {plan.total}; to go on, raise num_epochs or num_steps")
+        print(
+            f"nothing to do: {done} steps are done, {plan.total} were asked for; "
+            "to go on, raise num_epochs or num_steps"
+        )
         return
     if done:
         print(f"resuming after step {done} of {plan.total}")
@@ -27,6 +29,12 @@ def announce(workdir: Path, state: TrainState, plan: Plan, changed: list[str]) -
         f"{plan.total} steps, {plan.per_epoch} in an epoch; compiling the first takes a while",
         flush=True,
     )
+
+
+def tell_changes(changed: list[str]) -> None:
+    """Says what differs from the config that the run was last started with, if anything does."""
+    if changed:
+        print("changed since the last start (before != now):\n  " + "\n  ".join(changed))
 
 
 def conclude(workdir: Path, checkpoints: Checkpoints) -> None:

@@ -228,6 +228,11 @@ SHARED_RULES = (
         "batch_size must be a multiple of accumulate_steps",
         lambda batch_size, steps: batch_size % steps == 0,
     ),
+    Rule(
+        ("dataset.crop_padding", "dataset.image_size"),
+        "crop_padding must be smaller than image_size, else a crop may show nothing",
+        lambda padding, size: padding < size,
+    ),
 )
 
 

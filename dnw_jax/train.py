@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
@@ -25,7 +26,7 @@ from dnw_jax.metrics import Sums, edge_churn
 from dnw_jax.models import build_model, edge_layers, wiring
 from dnw_jax.optimizer import learning_rate_schedule
 from dnw_jax.plan import Plan
-from dnw_jax.report import announce, conclude
+from dnw_jax.report import announce, conclude, tell_changes
 from dnw_jax.show.adjacency import adjacency_picture
 from dnw_jax.train_state import (
     TrainState,
@@ -106,15 +107,14 @@ class Run:
 
     def finish(self, state: TrainState) -> None:
         """Trains, logs, evaluates and saves until the plan's last step."""
-        step, size = int(state.step), 1
+        step, size, stopping = int(state.step), 1, False
         masks = _masks(state)
         nothing = devices.replicate(Sums.zero(), self.mesh)
         # No step yet: this compiles, so that what is timed below is training alone.
         state, _ = train_steps(state, nothing, self.train_split, self._indices(step, 0), 0)
         self.bar.start()
         sums, seconds = nothing, 0.0  # since the last row
-        while step < self.plan.total:
-            self.interrupts.check()
+        while step < self.plan.total and not stopping:
             self._trace(step)
             count = min(size, self.plan.next_stop(step) - step)
             started = time.perf_counter()
@@ -128,7 +128,8 @@ class Run:
             size = _dispatch_size(elapsed / count)
             self.bar.advance(count, self._note(step, sums))
             evaluates = self.plan.due(step, self.plan.evaluate)
-            saves = evaluates or self.plan.due(step, self.plan.checkpoint)
+            stopping = self.interrupts.number is not None
+            saves = evaluates or stopping or self.plan.due(step, self.plan.checkpoint)
             # Each checkpoint ends a row: a run that goes on from there starts with empty sums.
             if saves or self.plan.due(step, self.plan.log):
                 before, masks = masks, _masks(state)
@@ -140,7 +141,9 @@ class Run:
                     raise self._not_finite("some weights are NaN or infinite", step)
                 accuracy = self._evaluate(step, state, masks) if evaluates else None
                 self.checkpoints.save(step, layout.checkpoint_tree(state), accuracy)
-        self._trace(step)
+        self._trace(self.plan.total)
+        if stopping:
+            raise KeyboardInterrupt(self.interrupts.number)
 
     def _indices(self, step: int, count: int) -> Array:
         """Which examples the next `count` steps see: int32 [_MAX_STEPS_PER_DISPATCH, batch]."""
@@ -160,16 +163,21 @@ class Run:
         before: dict[str, Array],
         masks: dict[str, Array],
     ) -> None:
-        schedule = learning_rate_schedule(self.config, self.plan.total, self.plan.per_epoch)
-        values = {name: float(value) for name, value in sums.means().items()}
-        values["learning_rate"] = float(schedule(step - 1))
+        values = sums.averages()
+        values["learning_rate"] = float(self._learning_rate(step - 1))
         values["images_per_second"] = float(sums.examples) / seconds
         for name, mask in masks.items():
             live, replaced = edge_churn(before[name], mask)
             values[f"live_edges/{name}"] = int(live)
             values[f"edge_churn/{name}"] = float(replaced)
         self.writer.scalars(step, step / self.plan.per_epoch, "train", values)
-        self.bar.log(self._note(step, sums) + f"  {values['images_per_second']:.0f} img/s")
+        self.bar.log(
+            f"step {step}: {self._note(step, sums)}, {values['images_per_second']:.0f} img/s"
+        )
+
+    @functools.cached_property
+    def _learning_rate(self) -> optax.Schedule:
+        return learning_rate_schedule(self.config, self.plan.total, self.plan.per_epoch)
 
     def _evaluate(self, step: int, state: TrainState, masks: dict[str, Array]) -> float:
         values = evaluate_split(state, self.test_split, self.config.batch_size, self.mesh)
@@ -177,7 +185,7 @@ class Run:
             raise self._not_finite(f"the test loss is {values['loss']}", step)
         epoch = step / self.plan.per_epoch
         self.writer.scalars(step, epoch, "test", values)
-        layout.write_evaluation(self.workdir, {**values, "step": step, "epoch": epoch})
+        layout.write_evaluation(self.workdir, {**values, "step": step})
         for name, layer in edge_layers(state.model()).items():
             picture = adjacency_picture(np.asarray(layer.weight[...]), np.asarray(masks[name]))
             self.writer.picture(step, name, picture)
@@ -188,24 +196,27 @@ class Run:
         return values["accuracy"]
 
     def _not_finite(self, what: str, step: int) -> UserError:
-        last = self.checkpoints.latest
-        kept = (
-            "no checkpoint was saved"
-            if last is None
-            else f"the last good checkpoint is of step {last}"
-        )
+        config, last = self.config, self.checkpoints.latest
+        kept = f"the last good checkpoint is of step {last}" if last else "no checkpoint was saved"
+        cure = f"a smaller optimizer.learning_rate (now {config.optimizer.learning_rate})"
+        if config.model.get("wiring") == "continuous":
+            # What a solve gives that is not done by then.
+            cure += f" or a larger model.solver.max_steps (now {config.model.solver.max_steps})"
         return UserError(
-            f"{what} by step {step}, so the run stops; {kept}.\n"
-            f"Start again with a smaller optimizer.learning_rate (now "
-            f"{self.config.optimizer.learning_rate}), in another workdir or going on in "
-            f"{self.workdir} (from an earlier checkpoint if you delete the later ones)."
+            f"{what} by step {step}, so the run stops; {kept}.\nStart again with {cure}"
+            + (
+                f", in another workdir or going on in {self.workdir} (from an earlier checkpoint "
+                "if you delete the later ones)."
+                if last
+                else "."
+            )
         )
 
     def _note(self, step: int, sums: Sums) -> str:
-        means = {name: float(value) for name, value in sums.means().items()}
+        means = sums.averages()
         return (
-            f"epoch {step / self.plan.per_epoch:.1f}, step {step}: "
-            f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}"
+            f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}, "
+            f"epoch {step / self.plan.per_epoch:.1f}"
         )
 
     def _trace(self, step: int) -> None:
@@ -247,20 +258,24 @@ def train_steps(
     return lax.fori_loop(0, count, one, (state, sums))
 
 
-def evaluate(config: ConfigDict | None, workdir: str | Path) -> dict[str, float]:
-    """Evaluates the last checkpoint of `workdir` on every test example; prints and notes it.
+def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
+    """Evaluates a checkpoint of `workdir` on every test example; prints and notes the result.
 
-    `config` may name other data or another batch size than the run's own; None: the run's config.
+    Args:
+      config: of the same model; it may name other data or another batch size than the run's own.
+      workdir: of the run.
+      step: as in `dnw_jax.load`.
+
+    Raises:
+      UserError: as `dnw_jax.load`, and if the data are missing or `config` is of another model.
     """
+    validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
-    state, trained = layout.load_state(workdir)
-    if config is None:
-        config = trained
-    layout.changes(workdir, config)
+    tell_changes(layout.changes(workdir, config))
     devices.check_batch_size(config.batch_size, mesh)
+    state, _ = layout.load_state(workdir, step)
     split = _load_split(config, "test", mesh)
-    state = devices.replicate(state, mesh)
-    values = evaluate_split(state, split, config.batch_size, mesh)
+    values = evaluate_split(devices.replicate(state, mesh), split, config.batch_size, mesh)
     layout.write_evaluation(workdir, {**values, "step": int(state.step)})
     print(
         f"step {int(state.step)}: test loss {values['loss']:.4f}, test accuracy "
@@ -276,8 +291,7 @@ def evaluate_split(
     sums = Sums.zero()
     for batch in data.evaluation_batches(len(split.labels), batch_size):
         sums += _evaluate_batch(state, split, *devices.split_batch(batch, mesh))
-    means = {name: float(value) for name, value in sums.means().items()}
-    return {**means, "num_examples": int(sums.examples)}
+    return {**sums.averages(), "num_examples": int(sums.examples)}
 
 
 @jax.jit

@@ -12,12 +12,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from dnw_jax.checkpoint import Checkpoints
-from dnw_jax.config import differing_fields, from_json, to_json
+from dnw_jax.config import CONFIG_FILE, differing_fields, load_config, to_json
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
 from dnw_jax.train_state import TrainState, create_train_state
 
-CONFIG = "config.json"
+CONFIG = CONFIG_FILE
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 WIRING = "wiring"
@@ -47,7 +47,7 @@ def load(workdir: str | Path, step: int | str = "last") -> tuple[nnx.Module, Con
 
 def load_state(workdir: str | Path, step: int | str = "last") -> tuple[TrainState, ConfigDict]:
     """As `load`, but with all that training carries."""
-    config = read_config(Path(workdir))
+    config = load_config(f"{workdir}/{CONFIG}")
     # The optimizer's arrays are the same whatever the length of the run.
     state = create_train_state(config, build_model(config), steps_per_epoch=1)
     with Checkpoints(Path(workdir) / CHECKPOINTS, config.checkpoint.keep) as checkpoints:
@@ -76,17 +76,6 @@ def restore(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainStat
     return dataclasses.replace(state, **checkpoints.restore(step, checkpoint_tree(state)))
 
 
-def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in `workdir`. Raises UserError if there is none."""
-    path = workdir / CONFIG
-    if not path.is_file():
-        raise UserError(
-            f"workdir is {workdir}; it holds no run (no {CONFIG}). Train one there first: "
-            f"python -m dnw_jax.main --config=configs/digits.py --workdir={workdir}"
-        )
-    return from_json(path.read_text(), str(path))
-
-
 def enter(workdir: Path, config: ConfigDict) -> None:
     """Makes the workdir if need be, and notes the config in it.
 
@@ -106,7 +95,7 @@ def changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL) -
     Raises:
       UserError: a field that begins with one of `fixed` differs; all such are named.
     """
-    changed = differing_fields(read_config(workdir), config)
+    changed = differing_fields(load_config(f"{workdir}/{CONFIG}"), config)
     contradicting = [line for name, line in changed.items() if name.startswith(fixed)]
     if contradicting:
         raise UserError(

@@ -102,6 +102,7 @@ class Progress:
             unit_scale=True,
             smoothing=0.1,
             dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
             disable=None,  # None: silent where stderr is no terminal
         )
 

@@ -220,6 +220,7 @@ def test_bad_values(empty: str, field: str, text: str, problem: str) -> None:
         ({"model.num_nodes": "801"}, ("model.wiring = 'static'", "model.num_nodes = 801")),
         ({"model.depth": "1"}, ("model.depth = 1", "at least 2")),
         ({"batch_size": "10", "accumulate_steps": "4"}, ("batch_size = 10", "multiple")),
+        ({"dataset.crop_padding": "32"}, ("dataset.crop_padding = 32", "smaller than image_size")),
         (
             {"model.wiring": "continuous", "model.solver.name": "euler"},
             ("model.solver.name = 'euler'", "model.solver.step_size = 0.0"),
@@ -359,7 +360,14 @@ def test_missing_files() -> None:
     assert "mnist_tiny" not in str(caught.value)
     with pytest.raises(UserError, match=r"digits\.py.*mnist_tiny\.py"):
         load_config(str(CONFIGS / "zzzzzzzz.py"))
-    with pytest.raises(UserError, match="there are no other config files in"):
+
+
+def test_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(UserError, match=r"no such file; there are configs/cifar10_tiny\.py, "):
+        load_config("no/such/folder/file.py:a=b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there are no config files in"):
         load_config("no/such/folder/file.py:a=b")
 
 

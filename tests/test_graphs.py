@@ -421,9 +421,9 @@ def test_gradients_of_the_adaptive_solve() -> None:
     assert mine @ fine > 0.95 * np.linalg.norm(mine) * np.linalg.norm(fine)
 
 
-@pytest.mark.parametrize("wiring", ["static", "discrete"])
+@pytest.mark.parametrize("wiring", FORWARD)
 def test_bfloat16_planes(wiring: str) -> None:
-    """Weights stay float32, planes are bfloat16 throughout; no silent promotion anywhere."""
+    """Weights stay float32, planes are bfloat16; no silent promotion anywhere."""
     ours = run(graph_of(wiring), INPUTS, jnp.bfloat16)
     assert ours.dtype == jnp.bfloat16
     close(ours, FORWARD[wiring](GRAPH), 0.1)

@@ -76,7 +76,7 @@ def test_bad_config(
         ([DIGITS, "--workdir=w", "seed=3"], "seed=3"),
         ([DIGITS, "--workdir=w", "--config.seed"], "--config.seed needs a value"),
         ([DIGITS, "--config.seed", "--workdir=w"], "--config.seed needs a value"),
-        (["--workdir=w", "--mode=evaluate", "--config.seed=1"], "needs --config"),
+        ([DIGITS, "--workdir=w", "--step=best"], "--step needs --mode=evaluate"),
     ],
 )
 def test_wrong_flags(

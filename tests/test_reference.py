@@ -133,6 +133,8 @@ def test_the_mask_of_a_random_graph(wiring: str) -> None:
         state_dict(wiring) | {name: drawn}, config_of(wiring, edges="random")
     )
     np.testing.assert_array_equal(dnw_jax.wiring(model)["graph"], drawn[:, :, 0, 0].T == 1)
+    (problem,) = refused(state_dict(wiring) | {name: drawn / 2}, wiring, "random")
+    assert problem == f"a mask that is not all zeros and ones: {name}"
     # Other rules need none: one that does nothing is let pass, any other would be another network.
     dnw_jax.load_reference(state_dict(wiring) | {name: np.ones_like(drawn)}, config_of(wiring))
     (problem,) = refused(state_dict(wiring) | {name: drawn}, wiring)
@@ -215,12 +217,12 @@ def test_a_pt_file_without_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch (the extra `reference`) is not installed")
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_pt_file(tmp_path: Path, nested: bool) -> None:
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_a_pt_file(tmp_path: Path, key: str | None) -> None:
     import torch  # noqa: PLC0415  an optional extra
 
     arrays = {name: torch.from_numpy(a) for name, a in state_dict("static").items()}
-    torch.save({"model": arrays} if nested else arrays, tmp_path / "model.pt")
+    torch.save({key: arrays} if key else arrays, tmp_path / "model.pt")
     model = dnw_jax.load_reference(tmp_path / "model.pt", config_of("static"))
     expected = dnw_jax.load_reference(state_dict("static"), config_of("static"))
     for ours, theirs in zip(leaves(model), leaves(expected), strict=True):

@@ -148,30 +148,38 @@ def test_a_kill_changes_neither_result_nor_picture(
 # Interrupted.
 
 
-def test_ctrl_c_says_how_to_go_on(straight: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_what_it_learnt(
+    straight: Callable[[str], Path], tmp_path: Path, number: signal.Signals
+) -> None:
     finished, workdir = straight("dnw"), tmp_path / "run"
     process = start(workdir, **LONG)
-    stderr = stop(process, workdir, signal.SIGINT)
-    assert process.returncode == 130
+    stderr = stop(process, workdir, number)
+    assert process.returncode == 128 + number
     assert stderr.splitlines() == [
         "",
-        "stopping after the steps under way; Ctrl-C again stops at once",
+        "saving after the steps under way, then stopping; Ctrl-C again stops at once",
         f"interrupted: the same command goes on from the last checkpoint in {workdir}",
     ]
-    assert checkpoint_steps(workdir)[-1] < 100
+    stopped = checkpoint_steps(workdir)[-1]
+    assert stopped == rows(workdir)[-1]["step"] < 100
     run(workdir, **LONG)
     assert_same_bits(arrays(workdir, 100), arrays(finished, 100))
-    assert rows(workdir) == rows(finished)
+    assert rows(workdir, "test") == rows(finished, "test")
+    # The row that the stop ended is one more, and the next begins there.
+    ours, others = ({row["step"]: row for row in rows(w, "train")} for w in (workdir, finished))
+    following = min(step for step in others if step > stopped)
+    assert set(ours) == {*others, stopped}
+    assert all(ours[step] == others[step] for step in others if step not in (stopped, following))
 
 
 def test_a_second_ctrl_c_interrupts_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:
-        interrupts.check()
+        assert interrupts.number is None
         signal.raise_signal(signal.SIGINT)
         assert "Ctrl-C again" in capfd.readouterr().err
-        with pytest.raises(KeyboardInterrupt):
-            interrupts.check()
+        assert interrupts.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
@@ -213,7 +221,7 @@ def test_a_finished_run_is_left_alone(
     before = contents(finished_10)
     run(finished_10, **SHORT | {"log__every_steps": "5"})
     output = capsys.readouterr().out
-    assert "finished: step 10 of 10; to go on, raise num_epochs or num_steps\n" in output
+    assert "nothing to do: 10 steps are done, 10 were asked for; to go on, raise" in output
     assert "resuming" not in output
     assert f"last: test accuracy {rows(finished_10)[-1]['accuracy']:.2%} (step 10)" in output
     assert contents(finished_10) == before

@@ -207,18 +207,37 @@ def test_evaluate_mode(
 ) -> None:
     workdir = shutil.copytree(trained, tmp_path / "run")
     (workdir / "evaluation.json").unlink()
-    flags = arguments(workdir, **TRAINED | {"batch_size": "33", "seed": "5"})
+    flags = arguments(workdir, **TRAINED | {"batch_size": "33"})
+    if not with_config:
+        flags = [f"--workdir={workdir}", "--config.batch_size=33"]
     capsys.readouterr()
-    assert main([*(flags if with_config else [f"--workdir={workdir}"]), "--mode=evaluate"]) == 0
+    assert main([*flags, "--mode=evaluate"]) == 0
     (last,) = (row for row in rows(workdir, "test") if row["step"] == 100)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     np.testing.assert_allclose(evaluation.pop("loss"), last["loss"], rtol=1e-6)
     assert evaluation == {"accuracy": last["accuracy"], "num_examples": 200, "step": 100}
     output = capsys.readouterr().out
-    assert output.startswith("step 100: test loss ")
+    assert "(before != now):\n  batch_size: 64 != 33\nstep 100: test loss " in output
     assert f"test accuracy {last['accuracy']:.2%} over 200 examples\n" in output
     assert rows(workdir) == rows(trained)
     assert (workdir / "config.json").read_text() == (trained / "config.json").read_text()
+
+
+@pytest.mark.parametrize("step", ["80", "best"])
+def test_evaluate_mode_of_another_step(trained: Path, tmp_path: Path, step: str) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    assert main([f"--workdir={workdir}", "--mode=evaluate", f"--step={step}"]) == 0
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["step"] == (best_step(trained) if step == "best" else 80)
+    (row,) = (row for row in rows(trained, "test") if row["step"] == evaluation["step"])
+    np.testing.assert_allclose(evaluation["loss"], row["loss"], rtol=1e-5)
+    assert evaluation["accuracy"] == row["accuracy"]
+
+
+def best_step(workdir: Path) -> int:
+    """The step of highest test accuracy, among equals the later."""
+    _, step = max((row["accuracy"], row["step"]) for row in rows(workdir, "test"))
+    return step
 
 
 # A run.
@@ -260,6 +279,7 @@ def test_the_result_is_the_last_row(trained: Path) -> None:
     evaluation = json.loads((trained / "evaluation.json").read_text())
     row = rows(trained, "test")[-1]
     assert row.pop("split") == "test"
+    assert row.pop("epoch") == 12.5
     assert evaluation == row
 
 
@@ -294,7 +314,7 @@ def test_a_run_is_so_many_steps(tmp_path: Path) -> None:
     metrics = []
     for step in range(3):
         indices = data.train_indices(config.seed, step, 512, 32)
-        positions = jnp.asarray(data.train_positions(step, 32))
+        positions = jnp.arange(step * 32, (step + 1) * 32, dtype=jnp.uint32)
         pixels = data.random_crop_flip(augmentation_key, positions, split.images[indices], 1, True)
         batch = {
             "image": data.normalise(pixels, (0.5,), (0.22,)),
@@ -334,12 +354,6 @@ def test_the_last_and_the_best_checkpoints_are_kept(trained: Path, spoilt: Path)
     assert checkpoint_steps(spoilt) == sorted({108, 112, best_step(spoilt)})
 
 
-def best_step(workdir: Path) -> int:
-    """The step of highest test accuracy, among equals the later."""
-    _, step = max((row["accuracy"], row["step"]) for row in rows(workdir, "test"))
-    return step
-
-
 @pytest.mark.parametrize("which", ["last", "best", "number"])
 def test_load(spoilt: Path, which: str) -> None:
     step = {"last": 112, "best": best_step(spoilt), "number": 108}[which]
@@ -377,7 +391,7 @@ def test_load_of_a_run_without_checkpoint(trained: Path, tmp_path: Path, step: i
 
 def test_load_of_no_workdir(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    with pytest.raises(dnw_jax.UserError, match=f"{missing}; it holds no run"):
+    with pytest.raises(dnw_jax.UserError, match=f"{missing} holds no run"):
         dnw_jax.load(missing)
     assert not missing.exists()
 
@@ -391,7 +405,7 @@ def test_load_of_a_broken_config(trained: Path, tmp_path: Path) -> None:
 
 def test_evaluate_of_no_workdir(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([f"--workdir={tmp_path / 'missing'}", "--mode=evaluate"]) == 2
-    assert "it holds no run" in capsys.readouterr().err
+    assert "holds no run" in capsys.readouterr().err
     assert not (tmp_path / "missing").exists()
 
 

@@ -6,13 +6,8 @@
 """
 
 from dnw_jax.data.augment import normalise, random_crop_flip
-from dnw_jax.data.batches import (
-    evaluation_batches,
-    steps_per_epoch,
-    train_indices,
-    train_positions,
-)
-from dnw_jax.data.in_memory import STATISTICS, Split, load_split, statistics
+from dnw_jax.data.batches import evaluation_batches, steps_per_epoch, train_indices
+from dnw_jax.data.in_memory import STATISTICS, Split, load_split
 from dnw_jax.data.on_device import DeviceSplit
 
 __all__ = [
@@ -23,8 +18,6 @@ __all__ = [
     "load_split",
     "normalise",
     "random_crop_flip",
-    "statistics",
     "steps_per_epoch",
     "train_indices",
-    "train_positions",
 ]

@@ -4,32 +4,28 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 
-def normalise(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = jnp.float32
-) -> jax.Array:
-    """Return `(images / 255 - mean) / std`.
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """`(images / 255 - mean) / std`.
 
     Args:
       images: uint8 [batch, height, width, channels].
       mean: per channel, or one value for all channels, in units where white is 1.
       std: likewise.
-      dtype: of the result; the arithmetic is float32.
 
     Returns:
-      [batch, height, width, channels] of `dtype`.
+      float32 [batch, height, width, channels].
     """
     scaled = images.astype(jnp.float32) / 255.0
     shifted = scaled - jnp.asarray(mean, jnp.float32)
-    return (shifted / jnp.asarray(std, jnp.float32)).astype(dtype)
+    return shifted / jnp.asarray(std, jnp.float32)
 
 
 def random_crop_flip(
     key: jax.Array, positions: jax.Array, images: jax.Array, padding: int, flip: bool
 ) -> jax.Array:
-    """Pad with zeros, crop back to the same size at a random place, mirror every other image.
+    """Pads with zeros, crops back to the same size at a random place, mirrors every other image.
 
     The distribution of torchvision's `RandomCrop(size, padding)` followed by
     `RandomHorizontalFlip()`: both offsets uniform on 0..2*padding, a flip with probability 1/2.
@@ -64,7 +60,7 @@ def random_crop_flip(
 def _draw(
     key: jax.Array, position: jax.Array, padding: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draw one example's top, left (int32, 0..2*padding) and whether it is mirrored (bool)."""
+    """One example's top, left (int32, 0..2*padding) and whether it is mirrored (bool)."""
     crop_key, flip_key = jax.random.split(jax.random.fold_in(key, position))
     top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
     return top, left, jax.random.bernoulli(flip_key)

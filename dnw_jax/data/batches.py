@@ -12,7 +12,7 @@ import numpy as np
 
 
 def train_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """Return int32 [batch_size]: the examples that training step `step` (from 0) sees."""
+    """int32 [batch_size]: the examples that training step `step` (from 0) sees."""
     positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
     epochs, places = np.divmod(positions, num_examples)
     return np.concatenate(
@@ -23,25 +23,15 @@ def train_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
     )
 
 
-def train_positions(step: int, batch_size: int) -> np.ndarray:
-    """Return uint32 [batch_size]: the positions of step `step`'s examples in the whole run.
-
-    They number the examples seen since the start, the same image anew in each epoch, and key the
-    augmentation. After 2**32 examples they start again at 0, and then so do the random draws.
-    """
-    positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    return (positions % 2**32).astype(np.uint32)
-
-
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Return the number of steps that see every example at least once."""
+    """The number of steps that see every example at least once."""
     return -(-num_examples // batch_size)
 
 
 def evaluation_batches(
     num_examples: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (indices int32 [batch_size], mask bool [batch_size]): each example exactly once.
+    """Yields (indices int32 [batch_size], mask bool [batch_size]): each example exactly once.
 
     The last batch is filled up with example 0, where the mask is False.
     """
@@ -54,5 +44,5 @@ def evaluation_batches(
 # Two epochs meet in a batch; two more are for a caller that prepares batches ahead.
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """Return int32 [num_examples]: the order of the examples in one epoch."""
+    """int32 [num_examples]: the order of the examples in one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)

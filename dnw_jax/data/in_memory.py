@@ -47,14 +47,8 @@ class Split:
     labels: np.ndarray
 
 
-def statistics(name: str) -> Statistics:
-    """Return (mean, std) of a dataset, each per channel or one value, where white is 1."""
-    _check_name(name)
-    return STATISTICS[name]
-
-
 def load_split(dataset: ConfigDict, split: Literal["train", "test"]) -> Split:
-    """Read one split of the dataset that `dataset` names into memory.
+    """Reads one split of the dataset that `dataset` names into memory.
 
     Args:
       dataset: the `dataset` section of a config: `name`, `data_dir` ("" for TFDS's own default),
@@ -62,10 +56,9 @@ def load_split(dataset: ConfigDict, split: Literal["train", "test"]) -> Split:
       split: "train" or "test".
 
     Raises:
-      UserError: the name is unknown, a field contradicts the data (all such fields are listed),
-        the data are not there, or a label is out of range.
+      UserError: a field contradicts the data (all such fields are listed), the data are not there
+        or cannot be read, or a label is out of range.
     """
-    _check_name(dataset.name)
     _check_fields(dataset)
     if dataset.name == "synthetic":
         loaded = _synthetic(dataset, split)
@@ -75,11 +68,6 @@ def load_split(dataset: ConfigDict, split: Literal["train", "test"]) -> Split:
         loaded = _from_tfds(dataset, split)
     _check_labels(dataset, loaded.labels)
     return loaded
-
-
-def _check_name(name: str) -> None:
-    if name not in STATISTICS:
-        raise UserError(f"dataset.name={name!r} is unknown; choose one of {', '.join(STATISTICS)}.")
 
 
 def _check_fields(dataset: ConfigDict) -> None:
@@ -103,7 +91,7 @@ def _check_labels(dataset: ConfigDict, labels: np.ndarray) -> None:
 
 
 def _digits(image_size: int, split: str) -> Split:
-    """Read scikit-learn's 1,797 handwritten digits; every fifth is the test set."""
+    """scikit-learn's 1,797 handwritten digits; every fifth is the test set."""
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 (an extra, and slow to import)
     except ModuleNotFoundError as error:
@@ -125,7 +113,7 @@ def _digits(image_size: int, split: str) -> Split:
 
 
 def _synthetic(dataset: ConfigDict, split: str) -> Split:
-    """Make images for tests: each class a smooth pattern of its own, under noise.
+    """Images for tests: each class a smooth pattern of its own, under noise.
 
     512 for training and 200 for testing, so that the last batch is rarely full.
     """
@@ -145,8 +133,20 @@ def _synthetic(dataset: ConfigDict, split: str) -> Split:
 
 
 def _from_tfds(dataset: ConfigDict, split: str) -> Split:
-    """Read a split that TensorFlow Datasets prepared as ArrayRecord files."""
+    """A split that TensorFlow Datasets prepared as ArrayRecord files."""
     folder = _prepared_folder(dataset, split)
+    try:
+        return _read(folder, dataset, split)
+    except Exception as error:  # of TFDS, ArrayRecord and Pillow: each has its own
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"dataset.data_dir={dataset.data_dir!r}: the files of {dataset.name!r} ({split}) in "
+            f"{folder} are damaged ({reason}).\nDelete that folder and prepare it anew:\n"
+            + _how_to_prepare(dataset)
+        ) from error
+
+
+def _read(folder: Path, dataset: ConfigDict, split: str) -> Split:
     import tensorflow_datasets as tfds  # noqa: PLC0415 (slow to import)
 
     # SkipDecoding and Pillow: a fifth faster than letting TFDS decode, the same pixels.
@@ -173,29 +173,44 @@ def _decode(png: bytes) -> np.ndarray:
 
 
 def _prepared_folder(dataset: ConfigDict, split: str) -> Path:
-    """Return the newest version's folder that holds all of the split's ArrayRecord files.
+    """The newest version's folder that holds all of the split's ArrayRecord files.
 
     TFDS itself takes a missing folder for a TFRecord dataset and says so, hence this check.
     """
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    data_dir = Path(dataset.data_dir or default).expanduser()
-    versions = [path.parent for path in (data_dir / dataset.name).glob("*/dataset_info.json")]
-    complete = [folder for folder in versions if _is_complete(folder, dataset.name, split)]
-    if complete:
+    name, data_dir = dataset.name, _data_dir(dataset)
+    if complete := _complete_versions(data_dir, name, split):
         return max(complete, key=_version)
-    where, quoted = data_dir / dataset.name, shlex.quote(str(data_dir))
+    above = [folder for folder in data_dir.parents[:2] if _complete_versions(folder, name, split)]
+    where = shlex.quote(str(data_dir / name))
     raise UserError(
-        f"dataset.data_dir={dataset.data_dir!r}: no complete ArrayRecord files of {dataset.name!r} "
-        f"({split}) in {where}.\n"
-        "If they are elsewhere, set dataset.data_dir to the folder that holds "
-        f"{dataset.name}/<version>/.\n"
+        f"dataset.data_dir={dataset.data_dir!r}: no complete ArrayRecord files of {name!r} "
+        f"({split}) in {data_dir / name}.\n"
+        + "".join(f"Did you mean dataset.data_dir={str(folder)!r}?\n" for folder in above)
+        + "If they are elsewhere, set dataset.data_dir to the folder that holds "
+        f"{name}/<version>/.\n"
         "Else prepare them once (only this needs TensorFlow):\n"
-        "  pip install 'dnw-jax[prepare]'\n"
-        f"  tfds build {dataset.name} --file_format=array_record --data_dir={quoted}\n"
-        "or, where that folder already has a TFRecord copy, instead of the last line:\n"
-        f"  tfds convert_format --dataset_dir={shlex.quote(str(where))} "
-        "--out_file_format=array_record"
+        + _how_to_prepare(dataset)
+        + "\nor, where that folder already has a TFRecord copy, instead of the last line:\n"
+        f"  tfds convert_format --dataset_dir={where} --out_file_format=array_record"
     )
+
+
+def _how_to_prepare(dataset: ConfigDict) -> str:
+    folder = shlex.quote(str(_data_dir(dataset)))
+    return (
+        "  pip install 'dnw-jax[prepare]'\n"
+        f"  tfds build {dataset.name} --file_format=array_record --data_dir={folder}"
+    )
+
+
+def _data_dir(dataset: ConfigDict) -> Path:
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(dataset.data_dir or default).expanduser()
+
+
+def _complete_versions(data_dir: Path, name: str, split: str) -> list[Path]:
+    folders = [path.parent for path in (data_dir / name).glob("*/dataset_info.json")]
+    return [folder for folder in folders if _is_complete(folder, name, split)]
 
 
 def _is_complete(folder: Path, name: str, split: str) -> bool:

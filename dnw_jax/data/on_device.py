@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt, UInt8
 from ml_collections import ConfigDict
 
 from dnw_jax.data.augment import normalise, random_crop_flip
-from dnw_jax.data.in_memory import Split, Statistics, statistics
+from dnw_jax.data.in_memory import STATISTICS, Split, Statistics
 
 
 @functools.partial(
@@ -32,7 +32,7 @@ class DeviceSplit:
         return cls(
             jax.numpy.asarray(split.images),
             jax.numpy.asarray(split.labels),
-            statistics(dataset.name),
+            STATISTICS[dataset.name],
             dataset.crop_padding,
             dataset.flip,
         )

@@ -21,9 +21,9 @@ State = Array | None  # most rules keep none
 
 @dataclass(frozen=True)
 class Rule:
-    """The top k edges are real, chosen anew at each call, and only they learn ("no update rule").
+    """What the rules share; each replaces only what differs.
 
-    What the other rules share: each replaces only what differs.
+    No state; the top k edges are real, chosen anew at each call; only real edges learn.
     """
 
     def init(
@@ -77,6 +77,11 @@ class DNW(Rule):
 
 
 @dataclass(frozen=True)
+class NoUpdate(Rule):
+    """The top k edges are real and only they learn: DNW without its update rule (Table 3)."""
+
+
+@dataclass(frozen=True)
 class Random(Rule):
     """A random graph: a mask drawn once; its state. Only its edges learn."""
 
@@ -115,6 +120,6 @@ class Complete(Rule):
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(
-    {"dnw": DNW(), "random": Random(), "complete": Complete(), "dnw_no_update": Rule()}
+    {"dnw": DNW(), "random": Random(), "complete": Complete(), "dnw_no_update": NoUpdate()}
 )
 """The rules by the name that `config.model.edges` gives them."""

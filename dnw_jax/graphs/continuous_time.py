@@ -67,7 +67,9 @@ class ContinuousTime:
     ) -> Float[Array, "batch height width outputs"]:
         """States of the `outputs` nodes at t = 1."""
         silent = weights.shape[0] - inputs.shape[-1]
-        start = jnp.pad(jax.nn.relu(inputs), ((0, 0), (0, 0), (0, 0), (0, silent)))
+        # The solver's error control needs float32, whatever f computes in.
+        start = jax.nn.relu(inputs).astype(jnp.float32)
+        start = jnp.pad(start, ((0, 0), (0, 0), (0, 0), (0, silent)))
         args = (nodes, weights)
         # One solve for the whole batch, edges and parameters passed as `args`: closing over them
         # would hide them from the adjoint.
@@ -86,7 +88,7 @@ class ContinuousTime:
         solved = solution.result == diffrax.RESULTS.successful
         if self.step_size == 0:
             solved |= solution.result == diffrax.RESULTS.event_occurred
-        return jnp.where(solved, solution.ys[0][..., outputs], jnp.nan)
+        return jnp.where(solved, solution.ys[0][..., outputs], jnp.nan).astype(inputs.dtype)
 
     def _stepping(self, start: Array, args: tuple[NodeValues, Array]) -> dict[str, Any]:
         if self.step_size > 0:
@@ -147,7 +149,7 @@ class Rectified(diffrax.AbstractWrappedSolver[Any]):
 def _field(t: Any, state: Array, args: tuple[NodeValues, Array]) -> Array:
     del t  # the wiring does not change with time
     nodes, weights = args
-    return update(state, nodes, weights)
+    return update(state.astype(weights.dtype), nodes, weights).astype(state.dtype)
 
 
 def _rms(x: Array) -> Array:
