@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/digits.py
-WORKDIR ?= runs/digits
+WORKDIR ?= runs/$(basename $(notdir $(firstword $(subst :, ,$(CONFIG)))))
 ARGS ?=
 
 IN_VENV = $(VENV)/bin/python -m
@@ -13,7 +13,7 @@ INSTALL = $(IN_VENV) pip install --quiet --disable-pip-version-check --constrain
 
 help:
 	@echo "make train   discover the wiring of a small network on handwritten digits (or:"
-	@echo "             make train CONFIG=configs/cifar10_tiny.py WORKDIR=runs/cifar10 ARGS='--config.seed=1')"
+	@echo "             make train CONFIG=configs/cifar10_tiny.py ARGS='--config.num_epochs=6')"
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
 	@echo "make format  rewrite the code in our style"

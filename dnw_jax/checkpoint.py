@@ -81,8 +81,15 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step of highest accuracy, among equals the later; None if none has an accuracy."""
-        scored = [(a, s) for s in self.steps if (a := self.accuracy(s)) is not None]
+        """The step of highest accuracy, among equals the later; None if none has an accuracy.
+
+        A damaged checkpoint is passed over.
+        """
+        scored = []
+        for step in self.steps:
+            with contextlib.suppress(UserError):
+                if (accuracy := self.accuracy(step)) is not None:
+                    scored.append((accuracy, step))
         return max(scored)[1] if scored else None
 
     def accuracy(self, step: int) -> float | None:

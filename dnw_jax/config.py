@@ -6,6 +6,7 @@ Imports no jax, so that a bad setting is reported at once.
 import difflib
 import inspect
 import json
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ from ml_collections import ConfigDict
 from dnw_jax import schema
 from dnw_jax.errors import UserError
 
+_DEFAULT_MODEL = schema.SHARED["model.name"].default
 CONFIG_FILE = "config.json"  # as a run leaves it in its workdir
 
 
 def load_config(
-    spec: str, overrides: Mapping[str, str] | Sequence[tuple[str, str]] = ()
+    spec: str | Path, overrides: Mapping[str, str] | Sequence[tuple[str, str]] = ()
 ) -> ConfigDict:
     """The complete configuration of a run: the defaults, then the file, then the overrides.
 
@@ -37,6 +39,7 @@ def load_config(
       UserError: a missing or broken file, a wrong argument, or a wrong field: all of them, each
         with its value and what is allowed.
     """
+    spec = str(spec)
     values = _flat(_read_json(Path(spec)) if spec.endswith(".json") else _run_file(spec))
     texts = dict(overrides)
     fields = schema.fields_of(texts.get("model.name", values.get("model.name", _DEFAULT_MODEL)))
@@ -77,9 +80,6 @@ def differing_fields(a: ConfigDict, b: ConfigDict) -> dict[str, str]:
         for name in sorted(left.keys() | right.keys())
         if _shown(left, name) != _shown(right, name)
     }
-
-
-_DEFAULT_MODEL = schema.SHARED["model.name"].default
 
 
 def _complete(values: Mapping[str, Any], source: str) -> ConfigDict:
@@ -123,7 +123,7 @@ def _no_such_field(name: str, fields: Iterable[str]) -> str:
     close = close or difflib.get_close_matches(name, fields, cutoff=0.75)
     if close:
         return "no such field; did you mean " + " or ".join(close) + "?"
-    return "no such field; there are " + ", ".join(fields)
+    return "no such field; there are\n    " + "\n    ".join(textwrap.wrap(", ".join(fields), 92))
 
 
 def _refuse(source: str, problems: Sequence[str]) -> None:

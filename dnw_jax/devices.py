@@ -18,11 +18,12 @@ def data_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError if `batch_size` cannot be split evenly over the mesh."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None:
+    """Raises UserError if a batch's `accumulate_steps` parts cannot be split evenly over `mesh`."""
+    if batch_size % (mesh.size * accumulate_steps):
         raise UserError(
             f"batch_size is {batch_size}; it must be a multiple of {mesh.size} (the devices)"
+            + f" times {accumulate_steps} (accumulate_steps)" * (accumulate_steps > 1)
         )
 
 

@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import logging
 
@@ -31,9 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # such as a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
+        goes_on = flags.mode == "train" and any(Path(flags.workdir, "checkpoints").glob("*/"))
         print(
-            f"interrupted: the same command goes on from the last checkpoint in {flags.workdir}",
+            f"interrupted: the same command goes on from the last checkpoint in {flags.workdir}"
+            if goes_on
+            else "interrupted: there is nothing to go on from",
             file=sys.stderr,
         )
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
@@ -86,8 +93,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         parser.error("--workdir is empty; name a folder, for instance --workdir=runs/digits")
     if not flags.config and flags.mode == "train":
         parser.error("--mode=train needs --config, for instance --config=configs/digits.py")
-    if flags.step.isdecimal():
-        flags.step = int(flags.step)
     if flags.mode == "train" and flags.step != "last":
         parser.error("--step needs --mode=evaluate; training goes on from the last checkpoint")
     return flags, overrides

@@ -54,10 +54,8 @@ class Sums(NamedTuple):
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def averages(self) -> dict[str, float]:
-        """`means` on the host, as numbers that print short."""
-        loss, correct, examples = (float(value) for value in self)
-        # Seven digits are what a float32 knows.
-        return {"loss": float(f"{loss / examples:.7g}"), "accuracy": correct / examples}
+        """`means` on the host, with the seven digits that a float32 knows."""
+        return {name: float(f"{float(value):.7g}") for name, value in self.means().items()}
 
     def means(self) -> dict[str, Float[Array, ""]]:
         """`loss` and `accuracy` (0..1) over all examples summed."""

@@ -15,7 +15,7 @@ def announce(workdir: Path, state: TrainState, plan: Plan, changed: list[str]) -
     """Says what is about to happen: the parameters, the devices, where the run stands."""
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, workdir {workdir}")
-    tell_changes(changed)
+    tell_changes("changed since the last start (before != now)", changed)
     done = int(state.step)
     if done >= plan.total:
         print(
@@ -25,16 +25,18 @@ def announce(workdir: Path, state: TrainState, plan: Plan, changed: list[str]) -
         return
     if done:
         print(f"resuming after step {done} of {plan.total}")
+    if plan.profile and not done <= plan.profile[0] < plan.total:
+        print(f"profile_steps {plan.profile}: no trace, this run begins at {done}")
     print(
         f"{plan.total} steps, {plan.per_epoch} in an epoch; compiling the first takes a while",
         flush=True,
     )
 
 
-def tell_changes(changed: list[str]) -> None:
+def tell_changes(heading: str, changed: list[str]) -> None:
     """Says what differs from the config that the run was last started with, if anything does."""
     if changed:
-        print("changed since the last start (before != now):\n  " + "\n  ".join(changed))
+        print("\n  ".join([f"{heading}:", *changed]))
 
 
 def conclude(workdir: Path, checkpoints: Checkpoints) -> None:

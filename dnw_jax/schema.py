@@ -144,7 +144,7 @@ MODELS = {
             "model.edges": choice("dnw", "random", "complete", "dnw_no_update"),
             "model.sparsity": fraction(0.95),
             "model.num_nodes": integer(800, 1),
-            "model.num_inputs": integer(32, 1),
+            "model.num_inputs": integer(32, 2),
             "model.num_outputs": integer(100, 1),
             # Blocks of a static graph, time steps of a discrete one.
             "model.depth": integer(5, 1),
@@ -167,6 +167,20 @@ MODELS = {
                 "and num_nodes - num_inputs a multiple of depth - 1",
                 lambda wiring, depth, nodes, inputs: (
                     wiring != "static" or (depth >= 2 and (nodes - inputs) % (depth - 1) == 0)
+                ),
+            ),
+            Rule(
+                (
+                    "model.wiring",
+                    "model.depth",
+                    "model.num_nodes",
+                    "model.num_inputs",
+                    "model.num_outputs",
+                ),
+                "the outputs of a static graph lie in its last block: num_outputs must be at most "
+                "(num_nodes - num_inputs) / (depth - 1)",
+                lambda wiring, depth, nodes, inputs, outputs: (
+                    wiring != "static" or outputs * (depth - 1) <= nodes - inputs
                 ),
             ),
             Rule(
@@ -199,7 +213,7 @@ SHARED = {
     ),
     "dataset.name": choice("cifar10", "mnist", "digits", "synthetic"),
     "dataset.data_dir": Field("", str, "a folder, or nothing for the default of TFDS"),
-    "dataset.image_size": integer(32, 8),
+    "dataset.image_size": Field(32, int, "an integer in [8, 4096]", lambda n: 8 <= n <= 4096),
     "dataset.num_channels": integer(3, 1),
     "dataset.num_classes": integer(10, 2),
     "dataset.crop_padding": integer(4, 0),  # 0: no random crop

@@ -32,6 +32,7 @@ from dnw_jax.train_state import (
     TrainState,
     create_train_state,
     evaluate_step,
+    random_key,
     train_step,
     update,
 )
@@ -53,9 +54,11 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     """
     validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
-    devices.check_batch_size(config.batch_size, mesh)
-    known = (workdir / layout.CONFIG).is_file()
-    changed = layout.changes(workdir, config, layout.RUN) if known else []
+    devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
+    layout.check_place(workdir)
+    # Without a checkpoint there is nothing that another model could contradict.
+    started = any((workdir / layout.CHECKPOINTS).glob("*/"))
+    changed = layout.changes(workdir, config, layout.RUN) if started else []
     train_split, test_split = (_load_split(config, name, mesh) for name in ("train", "test"))
     plan = Plan.of(config, data.steps_per_epoch(len(train_split.labels), config.batch_size))
     state = create_train_state(config, build_model(config), steps_per_epoch=plan.per_epoch)
@@ -75,16 +78,16 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
                 Progress(plan.total, step, config.batch_size) as bar,
             ):
                 Run(
-                    config,
-                    workdir,
-                    plan,
-                    mesh,
-                    train_split,
-                    test_split,
-                    checkpoints,
-                    writer,
-                    bar,
-                    interrupts,
+                    config=config,
+                    workdir=workdir,
+                    plan=plan,
+                    mesh=mesh,
+                    train_split=train_split,
+                    test_split=test_split,
+                    checkpoints=checkpoints,
+                    writer=writer,
+                    bar=bar,
+                    interrupts=interrupts,
                 ).finish(state)
         conclude(workdir, checkpoints)
 
@@ -185,7 +188,7 @@ class Run:
             raise self._not_finite(f"the test loss is {values['loss']}", step)
         epoch = step / self.plan.per_epoch
         self.writer.scalars(step, epoch, "test", values)
-        layout.write_evaluation(self.workdir, {**values, "step": step})
+        layout.write_evaluation(self.workdir, {**values, "step": step, "changed": []})
         for name, layer in edge_layers(state.model()).items():
             picture = adjacency_picture(np.asarray(layer.weight[...]), np.asarray(masks[name]))
             self.writer.picture(step, name, picture)
@@ -243,7 +246,7 @@ def train_steps(
     One program for any count: a run gives the same bits however it is cut into dispatches. The
     state passed in is consumed.
     """
-    augmentation_key = jax.random.fold_in(jax.random.key(state.seed), 1)
+    augmentation_key = random_key(state.seed, "augmentation")
     batch_size = indices.shape[1]
 
     def one(row: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
@@ -271,16 +274,16 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     """
     validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
-    tell_changes(layout.changes(workdir, config))
-    devices.check_batch_size(config.batch_size, mesh)
-    state, _ = layout.load_state(workdir, step)
+    changed = layout.changes(workdir, config)
+    tell_changes("not as trained (trained != now)", changed)
+    state, _ = layout.load_state(workdir, step, config)
     split = _load_split(config, "test", mesh)
     values = evaluate_split(devices.replicate(state, mesh), split, config.batch_size, mesh)
-    layout.write_evaluation(workdir, {**values, "step": int(state.step)})
     print(
         f"step {int(state.step)}: test loss {values['loss']:.4f}, test accuracy "
         f"{values['accuracy']:.2%} over {values['num_examples']} examples"
     )
+    layout.write_evaluation(workdir, {**values, "step": int(state.step), "changed": changed})
     return values
 
 
@@ -289,6 +292,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """`loss`, `accuracy` (0..1) and `num_examples` over every example, whatever the batch size."""
     sums = Sums.zero()
+    batch_size += -batch_size % mesh.size  # the padding fills up what does not split evenly
     for batch in data.evaluation_batches(len(split.labels), batch_size):
         sums += _evaluate_batch(state, split, *devices.split_batch(batch, mesh))
     return {**sums.averages(), "num_examples": int(sums.examples)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, Int, Key, UInt
 from ml_collections import ConfigDict
 
 from dnw_jax.metrics import Sums, cross_entropy
@@ -84,12 +85,17 @@ def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
     return config.num_steps or config.num_epochs * steps_per_epoch
 
 
+def random_key(seed: UInt[Array, ""], purpose: str) -> Key[Array, ""]:
+    """The key for one purpose, so that no two see the same random numbers."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
 def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
     """One update of SGD on `batch`; with `accumulate_steps` > 1 on the mean gradient of its parts.
 
     The parts go through the model one after the other, each with its own batch statistics.
     """
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    key = jax.random.fold_in(random_key(state.seed, "model"), state.step)
     if state.accumulate_steps == 1:
         grads, variables, sums = _gradients(state, state.variables, batch, key)
     else:
@@ -146,7 +152,8 @@ def _accumulated_gradients(state: TrainState, batch: Batch, key: Array) -> tuple
         total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
         return (total, variables, sums + part_sums), None
 
-    batches = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    # Every `parts`-th example, so that each part is spread over the devices as the batch is.
+    batches = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
     start = (jax.tree.map(jnp.zeros_like, state.params), state.variables, Sums.zero())
     carry, _ = lax.scan(add_part, start, (batches, jax.random.split(key, parts)))
     return carry

@@ -27,6 +27,8 @@ PROFILE = "profile"
 
 # What a model is made of; a checkpoint of another does not fit, or means something else.
 MODEL = ("model.", "dataset.num_channels", "dataset.num_classes")
+# How a model is run: no checkpoint knows of it.
+NOT_MODEL = ("model.solver.",)
 # What a run is made of besides: with another of these it would not be the same run.
 RUN = (*MODEL, "seed", "batch_size", "dtype", "dataset.name", "dataset.image_size")
 
@@ -45,9 +47,11 @@ def load(workdir: str | Path, step: int | str = "last") -> tuple[nnx.Module, Con
     return state.model(), config
 
 
-def load_state(workdir: str | Path, step: int | str = "last") -> tuple[TrainState, ConfigDict]:
-    """As `load`, but with all that training carries."""
-    config = load_config(f"{workdir}/{CONFIG}")
+def load_state(
+    workdir: str | Path, step: int | str = "last", config: ConfigDict | None = None
+) -> tuple[TrainState, ConfigDict]:
+    """As `load`, but with all that training carries; `config`: of the same model, run otherwise."""
+    config = config or load_config(f"{workdir}/{CONFIG}")
     # The optimizer's arrays are the same whatever the length of the run.
     state = create_train_state(config, build_model(config), steps_per_epoch=1)
     with Checkpoints(Path(workdir) / CHECKPOINTS, config.checkpoint.keep) as checkpoints:
@@ -55,10 +59,11 @@ def load_state(workdir: str | Path, step: int | str = "last") -> tuple[TrainStat
 
 
 def _find(checkpoints: Checkpoints, step: int | str, workdir: str | Path) -> int:
-    if not isinstance(step, str):
-        return operator.index(step)
     if step not in ("last", "best"):
-        raise UserError(f"step is {step!r}; it must be 'last', 'best' or a number")
+        try:
+            return int(step) if isinstance(step, str) else operator.index(step)
+        except (TypeError, ValueError):
+            raise UserError(f"step is {step!r}; it must be 'last', 'best' or a number") from None
     found = checkpoints.best if step == "best" else checkpoints.latest
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint{' that was evaluated' * (step == 'best')}")
@@ -74,6 +79,14 @@ def checkpoint_tree(state: TrainState) -> dict[str, Any]:
 def restore(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState:
     """`state` with the arrays of the checkpoint, placed as its own."""
     return dataclasses.replace(state, **checkpoints.restore(step, checkpoint_tree(state)))
+
+
+def check_place(workdir: Path) -> None:
+    """Raises UserError if `workdir` is a file, or lies where nothing can be written."""
+    place = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        problem = "cannot be written" if place.is_dir() else "is no folder"
+        raise UserError(f"workdir is {workdir}; {place} {problem}")
 
 
 def enter(workdir: Path, config: ConfigDict) -> None:
@@ -96,7 +109,11 @@ def changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL) -
       UserError: a field that begins with one of `fixed` differs; all such are named.
     """
     changed = differing_fields(load_config(f"{workdir}/{CONFIG}"), config)
-    contradicting = [line for name, line in changed.items() if name.startswith(fixed)]
+    contradicting = [
+        line
+        for name, line in changed.items()
+        if name.startswith(fixed) and not name.startswith(NOT_MODEL)
+    ]
     if contradicting:
         raise UserError(
             f"workdir is {workdir}; the run in it is of another model or recipe (there != now):\n  "

@@ -1,6 +1,7 @@
 """Metrics to TensorBoard, `metrics.jsonl` and the console."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ class Writer:
             folder.mkdir(parents=True, exist_ok=True)
         rows_path = workdir / layout.METRICS
         _drop_rows_after(rows_path, step)
+        _drop_pictures_after(self._pictures, step)
         self._rows = rows_path.open("a", buffering=1)
         # The part of tensorboardX that writes. Its SummaryWriter hands all to a thread, which a
         # kill robs of the last seconds and an interrupt can leave waiting for ever.
@@ -72,17 +74,24 @@ class Writer:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    """Keeps the rows up to `step`; the last may be half a line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            break
-    layout.write_text(path, "".join(kept))
+    """Keeps the rows up to `step`, and no line that is no row: a kill may leave half of one."""
+    if path.exists():
+        lines = path.read_text().splitlines()
+        layout.write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _drop_pictures_after(folder: Path, step: int) -> None:
+    for path in folder.glob("*_*.png"):
+        digits = path.stem.rpartition("_")[2]
+        if digits.isdecimal() and int(digits) > step:
+            path.unlink()
 
 
 class Progress:

@@ -284,11 +284,22 @@ def test_damage_to_the_manifest_is_noticed(tmp_path):
     assert checkpoints.best == 2
 
 
+def test_an_old_damaged_checkpoint_stops_nobody(tmp_path):
+    save_steps(tmp_path, {1: 0.9, 2: 0.5})
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.best == 2
+        checkpoints.save(3, {"x": 1}, 0.4)
+        checkpoints.save(4, {"x": 1}, 0.3)
+    assert checkpoints.steps == [2, 3, 4]
+
+
 def test_damage_to_the_only_checkpoint(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": 1}, 0.5)
     (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
-    for read in (lambda c: c.restore(1, {"x": 1}), lambda c: c.accuracy(1), lambda c: c.best):
+    assert Checkpoints(tmp_path).best is None
+    for read in (lambda c: c.restore(1, {"x": 1}), lambda c: c.accuracy(1)):
         with pytest.raises(UserError, match="there is no other, so training then starts anew"):
             read(Checkpoints(tmp_path))
     shutil.rmtree(tmp_path / "1")

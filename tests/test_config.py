@@ -185,7 +185,7 @@ BAD = [
     ("profile_steps", "5", f"(5,): must be {STEPS}"),
     ("profile_steps", "(1.0,2.0)", f"(1.0, 2.0): must be {STEPS}"),
     ("dataset.name", "svhn", "'svhn': must be one of cifar10, mnist, digits, synthetic"),
-    ("dataset.image_size", "7", "7: must be an integer >= 8"),
+    ("dataset.image_size", "7", "7: must be an integer in [8, 4096]"),
     ("dataset.flip", "yes", "'yes': must be true or false"),
     ("optimizer.learning_rate", "1e999", "inf: must be a number >= 0"),
     ("optimizer.learning_rate", "1" + "0" * 400, "1" + "0" * 400 + ": must be a number >= 0"),
@@ -277,7 +277,7 @@ def test_all_violations_in_one_error(tmp_path: Path) -> None:
         ("every_steps", "evaluate.every_steps or checkpoint.every_steps or log.every_steps"),
         ("model.solver", "its fields are model.solver.name, model.solver.rtol"),
         ("optimizer.momentum.beta", "did you mean optimizer.momentum"),
-        ("zzz", "there are seed, batch_size"),
+        ("zzz", "there are"),
         ("", "no such field"),
     ],
 )

@@ -238,6 +238,15 @@ def test_three_steps(case: Case) -> None:
     close(case.stages_of(state, train=False)["logits"], golden, tolerance, "logits after")
 
 
+def test_the_step_that_rounding_decides(case: Case) -> None:
+    """The untouched start of `start_of_three_steps`: one pixel may move the third loss."""
+    if case.name != "discrete_time_dnw":
+        return
+    losses = [float(metrics["loss"]) for _, metrics in case.steps]
+    close(losses[:2], case.arrays["losses"][:2], 2e-3, "losses")
+    close(losses, case.arrays["losses"], 4e-3, "losses")
+
+
 def test_every_stage(case: Case) -> None:
     """Against plain NumPy, because right logits may hide a wrong stage."""
     ours = {name: planes[:2] for name, planes in case.stages[False].items()}

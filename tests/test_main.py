@@ -97,14 +97,18 @@ def test_overrides_are_read_in_both_forms_and_in_order(
     assert "batch_size = -7" in message
 
 
-def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "interrupted.py"
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupt_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: bool
+) -> None:
+    path, workdir = tmp_path / "interrupted.py", tmp_path / "run"
     path.write_text("def get_config():\n    raise KeyboardInterrupt\n")
-    assert main([f"--config={path}", "--workdir=runs/some"]) == 130
+    if saved:
+        (workdir / "checkpoints" / "8").mkdir(parents=True)
+    assert main([f"--config={path}", f"--workdir={workdir}"]) == 130
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "the same command" in error
-    assert "runs/some" in error
+    going_on = f"the same command goes on from the last checkpoint in {workdir}"
+    assert error == f"interrupted: {going_on if saved else 'there is nothing to go on from'}\n"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy_forward
 import pytest
 from flax import nnx, traverse_util
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import dnw_jax
@@ -81,6 +83,26 @@ def test_every_model(wiring: str, edges: str) -> None:
     (layer,) = edge_layers(model).values()
     np.testing.assert_array_equal(np.asarray(layer.real_weights()) != 0, mask)
     assert dnw_jax.wiring(model).keys() == edge_layers(model).keys() == {"graph"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    wiring=st.sampled_from(WIRINGS),
+    nodes=st.integers(1, 24),
+    inputs=st.integers(1, 12),
+    outputs=st.integers(1, 12),
+    depth=st.integers(1, 4),
+)
+def test_what_the_settings_allow_can_be_built(
+    wiring: str, nodes: int, inputs: int, outputs: int, depth: int
+) -> None:
+    sizes = {"num_nodes": nodes, "num_inputs": inputs, "num_outputs": outputs, "depth": depth}
+    try:
+        config = small_config(wiring, **{f"model__{k}": str(v) for k, v in sizes.items()})
+    except dnw_jax.UserError:
+        return
+    out = nnx.eval_shape(lambda: dnw_jax.build_model(config)(images()))
+    assert out.shape == (2, 10)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

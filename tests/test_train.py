@@ -29,6 +29,7 @@ from dnw_jax import data, devices
 from dnw_jax.config import from_json
 from dnw_jax.main import main
 from dnw_jax.train import TrainState, create_train_state, evaluate_split, evaluate_step, train_step
+from dnw_jax.train_state import random_key
 from dnw_jax.workdir import load_state
 
 TRAINED = {
@@ -150,7 +151,7 @@ def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
 def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
     batch = first_examples(64)
     whole, state = new_state(small_config(accumulate_steps="2")), new_state(small_config())
-    halves = [jax.tree.map(lambda a, s=s: a[s], batch) for s in (slice(32), slice(32, None))]
+    halves = [jax.tree.map(lambda a, s=s: a[s::2], batch) for s in (0, 1)]
     accumulated, metrics = train_step(whole, batch)
     # The first update is linear in the gradient: its mean is the update of the mean.
     first, first_metrics = train_step(state, halves[0])
@@ -215,9 +216,14 @@ def test_evaluate_mode(
     (last,) = (row for row in rows(workdir, "test") if row["step"] == 100)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     np.testing.assert_allclose(evaluation.pop("loss"), last["loss"], rtol=1e-6)
-    assert evaluation == {"accuracy": last["accuracy"], "num_examples": 200, "step": 100}
+    assert evaluation == {
+        "accuracy": last["accuracy"],
+        "num_examples": 200,
+        "step": 100,
+        "changed": ["batch_size: 64 != 33"],
+    }
     output = capsys.readouterr().out
-    assert "(before != now):\n  batch_size: 64 != 33\nstep 100: test loss " in output
+    assert "(trained != now):\n  batch_size: 64 != 33\nstep 100: test loss " in output
     assert f"test accuracy {last['accuracy']:.2%} over 200 examples\n" in output
     assert rows(workdir) == rows(trained)
     assert (workdir / "config.json").read_text() == (trained / "config.json").read_text()
@@ -247,7 +253,6 @@ def test_the_loss_falls(trained: Path) -> None:
     train, test = rows(trained, "train"), rows(trained, "test")
     assert train[-1]["loss"] < train[0]["loss"] - 0.15
     assert test[-1]["loss"] < test[0]["loss"] - 0.15
-    assert test[-1]["accuracy"] > 0.15  # chance: 0.1
 
 
 def test_rows(trained: Path) -> None:
@@ -280,7 +285,7 @@ def test_the_result_is_the_last_row(trained: Path) -> None:
     row = rows(trained, "test")[-1]
     assert row.pop("split") == "test"
     assert row.pop("epoch") == 12.5
-    assert evaluation == row
+    assert evaluation == {**row, "changed": []}
 
 
 def test_the_config_is_noted_in_full(trained: Path) -> None:
@@ -310,7 +315,7 @@ def test_a_run_is_so_many_steps(tmp_path: Path) -> None:
     run(tmp_path, num_steps="3")
     config = small_config(num_steps="3")
     split, state = data.load_split(config.dataset, "train"), new_state(config)
-    augmentation_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    augmentation_key = random_key(jnp.uint32(config.seed), "augmentation")
     metrics = []
     for step in range(3):
         indices = data.train_indices(config.seed, step, 512, 32)
@@ -374,9 +379,14 @@ def test_load_last_is_the_default(spoilt: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "expected"),
-    [(20, "no checkpoint of step 20; there are: "), ("first", "'last', 'best' or a number")],
+    [
+        (21, "no checkpoint of step 21; there are: "),
+        ("21", "no checkpoint of step 21; there are: "),
+        ("first", "step is 'first'; it must be 'last', 'best' or a number"),
+        (None, "step is None; it must be 'last', 'best' or a number"),
+    ],
 )
-def test_load_of_no_such_step(spoilt: Path, step: int | str, expected: str) -> None:
+def test_load_of_no_such_step(spoilt: Path, step: Any, expected: str) -> None:
     with pytest.raises(dnw_jax.UserError, match=expected):
         dnw_jax.load(spoilt, step)
 
@@ -403,6 +413,27 @@ def test_load_of_a_broken_config(trained: Path, tmp_path: Path) -> None:
         dnw_jax.load(tmp_path)
 
 
+def test_a_start_that_failed_binds_nobody(tmp_path: Path) -> None:
+    """Without a checkpoint: as after running out of memory, a smaller batch."""
+    (tmp_path / "config.json").write_text(small_config(model__num_nodes="32").to_json())
+    run(tmp_path, num_steps="1")
+    assert dnw_jax.load(tmp_path)[1].model.num_nodes == 24
+
+
+def test_a_solver_may_change(tmp_path: Path) -> None:
+    """No checkpoint knows of it; evaluation uses the one it is given."""
+    fields = {"model__wiring": "continuous", "model__solver__step_size": "0.5", "num_steps": "1"}
+    run(tmp_path, **fields)
+    (before,) = rows(tmp_path, "test")
+    assert (
+        main([f"--workdir={tmp_path}", "--mode=evaluate", "--config.model.solver.name=heun"]) == 0
+    )
+    after = json.loads((tmp_path / "evaluation.json").read_text())
+    assert after["loss"] != before["loss"]
+    assert after["changed"] == ["model.solver.name: 'dopri5' != 'heun'"]
+    run(tmp_path, **fields | {"num_steps": "2", "model__solver__step_size": "0.25"})
+
+
 def test_evaluate_of_no_workdir(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([f"--workdir={tmp_path / 'missing'}", "--mode=evaluate"]) == 2
     assert "holds no run" in capsys.readouterr().err
@@ -413,7 +444,7 @@ def test_a_workdir_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     path = tmp_path / "file"
     path.write_text("mine")
     assert main(arguments(path)) == 2
-    assert f"workdir is {path}; it cannot be written" in capsys.readouterr().err
+    assert f"workdir is {path}; {path} is no folder" in capsys.readouterr().err
     assert path.read_text() == "mine"
 
 

@@ -191,15 +191,16 @@ def _prepared_folder(dataset: ConfigDict, split: str) -> Path:
         "Else prepare them once (only this needs TensorFlow):\n"
         + _how_to_prepare(dataset)
         + "\nor, where that folder already has a TFRecord copy, instead of the last line:\n"
-        f"  tfds convert_format --dataset_dir={where} --out_file_format=array_record"
+        f"  prepare/bin/tfds convert_format --dataset_dir={where} --out_file_format=array_record"
     )
 
 
 def _how_to_prepare(dataset: ConfigDict) -> str:
     folder = shlex.quote(str(_data_dir(dataset)))
     return (
-        "  pip install 'dnw-jax[prepare]'\n"
-        f"  tfds build {dataset.name} --file_format=array_record --data_dir={folder}"
+        "  python3 -m venv prepare  # TensorFlow asks for older versions of what training uses\n"
+        "  prepare/bin/pip install 'dnw-jax[prepare]'  # in a clone of dnw_jax: '.[prepare]'\n"
+        f"  prepare/bin/tfds build {dataset.name} --file_format=array_record --data_dir={folder}"
     )
 
 

@@ -36,6 +36,10 @@ class BlockedGraph(nnx.Module):
         rngs: nnx.Rngs,
     ):
         num_nodes = sum(block_sizes)
+        if num_outputs > block_sizes[-1]:
+            raise ValueError(
+                f"num_outputs is {num_outputs}; the last block has {block_sizes[-1]} nodes, no more"
+            )
         self.block_sizes = tuple(block_sizes)
         self.num_outputs = num_outputs
         self.nodes = Nodes(num_nodes, rngs=rngs)
