@@ -23,7 +23,7 @@ train: $(VENV)/installed-for-training
 	$(IN_VENV) dnw_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/installed-for-testing
-	$(IN_VENV) pytest $(ARGS)
+	$(IN_VENV) pytest --numprocesses=auto --dist=loadfile $(ARGS)
 
 lint: $(VENV)/installed-for-testing
 	$(IN_VENV) ruff check .

