@@ -11,6 +11,7 @@ from dnw_jax.version import __version__
 
 if TYPE_CHECKING:
     from dnw_jax.config import load_config
+    from dnw_jax.deploy.profile import profile
     from dnw_jax.edges import edge_budget, edge_mask, top_edges
     from dnw_jax.errors import UserError
     from dnw_jax.models import build_model, wiring
@@ -25,6 +26,7 @@ _HOMES = {
     "load": "workdir",
     "load_config": "config",
     "load_reference": "reference",
+    "profile": "deploy.profile",
     "top_edges": "edges",
     "wiring": "models",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "load_config",
     "load_reference",
+    "profile",
     "top_edges",
     "wiring",
 ]

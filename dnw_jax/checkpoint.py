@@ -42,7 +42,9 @@ for _name in ("absl", "asyncio"):
 
 
 class Checkpoints:
-    """The numbered checkpoints of one folder: the last `keep` and the best. A context manager.
+    """The numbered checkpoints of one folder: the last `keep`, the best, and that of step 0.
+
+    A context manager. Whoever saves step 0 wants to keep where the run started from.
 
     A checkpoint is a folder named by its step and appears in one piece: a save that is interrupted
     leaves none. It holds the tree's leaves by name (`params/stem/kernel`) and a manifest with the
@@ -230,7 +232,7 @@ class Checkpoints:
     def _delete_old(self) -> None:
         for leftover in self._directory.glob(f"*{_TEMPORARY}*"):
             shutil.rmtree(leftover)
-        for step in set(self.steps) - {*self.steps[-self._keep :], self.best}:
+        for step in set(self.steps) - {0, *self.steps[-self._keep :], self.best}:
             # Renamed first: a half deleted folder must not count as a checkpoint.
             shutil.rmtree(self._folder(step).rename(self._directory / f"{step}{_TEMPORARY}"))
 

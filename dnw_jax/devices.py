@@ -1,6 +1,6 @@
 """Where arrays live: one mesh over all devices, batches split along it, everything else copied."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -30,6 +30,18 @@ def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None
 def replicate(tree: _T, mesh: Mesh) -> _T:
     """The arrays of `tree`, whole on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def rows_of_this_host(batch_size: int) -> slice:
+    """Which rows of a batch this host makes."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def batch_of_hosts(tree: Any, mesh: Mesh) -> Any:
+    """One batch, split over all devices, of the rows that each host made."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), tree)
 
 
 def split_batch(tree: _T, mesh: Mesh, axis: int = 0) -> _T:

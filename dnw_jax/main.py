@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if flags.mode == "train":
             train.train(config, flags.workdir)
-        else:
+        elif flags.mode == "evaluate":
             train.evaluate(config, flags.workdir, flags.step)
+        else:
+            train.print_profile(config, flags.workdir, flags.step)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     parser = argparse.ArgumentParser(
         prog="python -m dnw_jax.main",
-        description="Discover a neural wiring, or evaluate one.",
+        description="Discover a neural wiring; evaluate or profile one.",
         epilog="Any field of the configuration can be set with --config.FIELD=VALUE, "
         "for instance --config.model.sparsity=0.9.",
         allow_abbrev=False,
@@ -59,8 +61,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         "--config",
         metavar="FILE[:KEY=VALUE,...]",
         help="a file of configs/ with arguments for its get_config, for instance "
-        "configs/digits.py:wiring=static,edges=random (--mode=evaluate: the workdir's own "
-        "configuration when left out)",
+        "configs/digits.py:wiring=static,edges=random (other modes than train: the "
+        "workdir's own configuration when left out)",
     )
     parser.add_argument(
         "--workdir",
@@ -69,12 +71,15 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         help="where checkpoints, metrics and pictures go; a run that is there is resumed",
     )
     parser.add_argument(
-        "--mode", choices=("train", "evaluate"), default="train", help="default: %(default)s"
+        "--mode",
+        choices=("train", "evaluate", "profile"),
+        default="train",
+        help="profile: what the network of a checkpoint costs (default: %(default)s)",
     )
     parser.add_argument(
         "--step",
         default="last",
-        help="--mode=evaluate: the checkpoint: last, best or a number (default: %(default)s)",
+        help="of --mode=evaluate and profile: last, best or a number (default: %(default)s)",
     )
     rest, overrides = [], []
     words = iter(argv)
@@ -94,7 +99,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     if not flags.config and flags.mode == "train":
         parser.error("--mode=train needs --config, for instance --config=configs/digits.py")
     if flags.mode == "train" and flags.step != "last":
-        parser.error("--step needs --mode=evaluate; training goes on from the last checkpoint")
+        parser.error("--step is of --mode=evaluate; training goes on from the last checkpoint")
     return flags, overrides
 
 

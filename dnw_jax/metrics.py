@@ -25,6 +25,7 @@ class Sums(NamedTuple):
 
     loss: Float[Array, ""]
     correct: Float[Array, ""]
+    correct_top5: Float[Array, ""]
     examples: Float[Array, ""]
 
     @classmethod
@@ -37,11 +38,12 @@ class Sums(NamedTuple):
     ) -> "Sums":
         """The sums of one batch; where `mask` is false the example is padding."""
         weights = jnp.ones_like(losses) if mask is None else mask.astype(losses.dtype)
-        correct = (jnp.argmax(logits, -1) == labels).astype(losses.dtype)
+        rank = _rank(logits, labels)
         # Padding may hold anything: where, because 0 * inf is not 0.
         return cls(
             jnp.sum(jnp.where(weights > 0, losses, 0)),
-            jnp.sum(correct * weights),
+            jnp.sum(jnp.where(rank < 1, weights, 0)),
+            jnp.sum(jnp.where(rank < 5, weights, 0)),
             jnp.sum(weights),
         )
 
@@ -58,8 +60,23 @@ class Sums(NamedTuple):
         return {name: float(f"{float(value):.7g}") for name, value in self.means().items()}
 
     def means(self) -> dict[str, Float[Array, ""]]:
-        """`loss` and `accuracy` (0..1) over all examples summed."""
-        return {"loss": self.loss / self.examples, "accuracy": self.correct / self.examples}
+        """`loss`, `accuracy` and `accuracy_top5` (0..1) over all examples summed."""
+        return {
+            "loss": self.loss / self.examples,
+            "accuracy": self.correct / self.examples,
+            "accuracy_top5": self.correct_top5 / self.examples,
+        }
+
+
+def _rank(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+) -> Int[Array, " batch"]:
+    """How many classes come before the true one; of equal logits the first comes first."""
+    true = jnp.take_along_axis(logits, labels[:, None].astype(jnp.int32), axis=-1)
+    first = jnp.arange(logits.shape[-1]) < labels[:, None]
+    # Negated, so that a NaN comes before all.
+    before = ~(logits <= true) | ((logits == true) & first)
+    return jnp.sum(before, axis=-1)
 
 
 @jax.jit

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
+from dnw_jax.models.mobilenet import stages
 
 Shape = tuple[int, ...]
 
@@ -26,6 +27,7 @@ _VECTOR = Layout(lambda a: a, lambda shape: shape)
 _LINEAR = Layout(lambda a: a.T, lambda shape: shape[::-1])
 # [targets, sources, 1, 1] -> [sources, targets]
 _EDGES = Layout(lambda a: a[:, :, 0, 0].T, lambda shape: (*shape[::-1], 1, 1))
+_ABSOLUTE = Layout(lambda a: abs(a[:, :, 0, 0].T), _EDGES.reference_shape)
 # [out, in, height, width] -> [height, width, in, out]
 _CONV = Layout(
     lambda a: a.transpose(2, 3, 1, 0), lambda shape: (shape[3], shape[2], shape[0], shape[1])
@@ -42,6 +44,10 @@ class Source(NamedTuple):
     names: tuple[str, ...]
     layout: Layout
     sizes: tuple[int, ...] = ()  # of our last axis, where there are several
+
+
+Variable = tuple[str, ...]  # the path of one of ours
+Sources = dict[Variable, Source]
 
 
 def load_reference(source: str | Path | Mapping[str, Any], config: ConfigDict) -> nnx.Module:
@@ -133,7 +139,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     return {name: array.numpy() for name, array in arrays.items()}
 
 
-def _tiny_sources(config: ConfigDict) -> dict[tuple[str, ...], Source]:
+def _tiny_sources(config: ConfigDict) -> Sources:
     """Our variable's path -> where it comes from, for the tiny classifiers."""
     model = config.model
     node_prefix = "odesolve.odefunc." if model.wiring == "continuous" else ""
@@ -146,13 +152,10 @@ def _tiny_sources(config: ConfigDict) -> dict[tuple[str, ...], Source]:
         ("stem", "mix", "kernel"): Source(("downsample.4.weight",), _CONV),
         ("stem", "mix", "bias"): Source(("downsample.4.bias",), _VECTOR),
         **_batch_norm(("stem", "mix_norm"), "downsample.5"),
-        ("graph", "edges", "weight"): Source((f"{node_prefix}graph.weight",), _EDGES),
+        **_edges(("graph",), f"{node_prefix}graph", config),
         ("graph", "nodes", "kernel"): Source((f"{node_prefix}conv.weight",), _DEPTHWISE),
-        ("head", "kernel"): Source(("fc.weight",), _LINEAR),
-        ("head", "bias"): Source(("fc.bias",), _VECTOR),
+        **_linear(("head",), "fc"),
     }
-    if model.edges == "random":
-        sources[("graph", "edges", "state")] = Source((f"{node_prefix}graph.mask",), _EDGES)
     for ours, theirs in (("scale", "weight"), ("bias", "bias")):
         if model.wiring == "static":  # one norm for each block
             names = tuple(f"norm.{block}.{theirs}" for block in range(model.depth))
@@ -165,9 +168,70 @@ def _tiny_sources(config: ConfigDict) -> dict[tuple[str, ...], Source]:
     return sources
 
 
-def _batch_norm(path: tuple[str, ...], name: str) -> dict[tuple[str, ...], Source]:
+def _batch_norm(path: Variable, name: str, sizes: tuple[int, ...] = ()) -> Sources:
+    """A norm, or with `sizes` the norms `name.0`, `name.1`, ... of so many channels as one."""
     pairs = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    return {(*path, ours): Source((f"{name}.{theirs}",), _VECTOR) for ours, theirs in pairs.items()}
+    names = [f"{name}.{index}" for index in range(len(sizes))] or [name]
+    return {
+        (*path, ours): Source(tuple(f"{each}.{theirs}" for each in names), _VECTOR, sizes)
+        for ours, theirs in pairs.items()
+    }
 
 
-_SOURCES = {"tiny": _tiny_sources}
+def _mbv1_sources(config: ConfigDict) -> Sources:
+    """Our variable's path -> where it comes from, for the chain of graphs."""
+    sources = {
+        ("stem", "kernel"): Source(("conv1.weight",), _CONV),
+        **_batch_norm(("norm",), "bn"),
+    }
+    for index, stage in enumerate(stages(config.model.width)):
+        graph, theirs, sizes = f"graph_{index}", f"layers.{index}", stage.block_sizes[:-1]
+        kernels = (f"{theirs}.downsample.0.weight", f"{theirs}.conv.weight")[: len(sizes)]
+        kernel_sizes = (sizes[0], sum(sizes[1:]))[: len(sizes)]
+        sources |= {
+            (graph, "nodes", "kernel"): Source(kernels, _DEPTHWISE, kernel_sizes),
+            **_batch_norm((graph, "nodes", "norm"), f"{theirs}.norm", sizes),
+            **_edges((graph,), f"{theirs}.graph", config),
+        }
+    if config.model.small:
+        return sources | _edges(("head",), "linear.graph", config)
+    return sources | _linear(("head",), "linear")
+
+
+def _mobilenet_sources(config: ConfigDict) -> Sources:
+    """Our variable's path -> where it comes from, for the dense baseline."""
+    del config
+    sources = {
+        ("stem", "kernel"): Source(("conv1.weight",), _CONV),
+        **_batch_norm(("norm",), "bn1"),
+        **_linear(("head",), "linear"),
+    }
+    for index in range(13):
+        layer, theirs = f"layer_{index}", f"layers.{index}"
+        sources |= {
+            (layer, "depthwise_kernel"): Source((f"{theirs}.conv1.weight",), _DEPTHWISE),
+            **_batch_norm((layer, "depthwise_norm"), f"{theirs}.bn1"),
+            (layer, "mix", "kernel"): Source((f"{theirs}.conv2.weight",), _CONV),
+            **_batch_norm((layer, "mix_norm"), f"{theirs}.bn2"),
+        }
+    return sources
+
+
+def _edges(path: Variable, name: str, config: ConfigDict) -> Sources:
+    """An edge matrix, and the mask of the rules that keep one."""
+    # Under targeted dropout the published code computes with |w|, whatever the signs it keeps.
+    layout = _ABSOLUTE if config.model.edges.startswith("targeted_dropout") else _EDGES
+    sources = {(*path, "edges", "weight"): Source((f"{name}.weight",), layout)}
+    if config.model.edges in ("random", "fine_tune", "lottery_ticket"):
+        sources[(*path, "edges", "state")] = Source((f"{name}.mask",), _EDGES)
+    return sources
+
+
+def _linear(path: Variable, name: str) -> Sources:
+    return {
+        (*path, "kernel"): Source((f"{name}.weight",), _LINEAR),
+        (*path, "bias"): Source((f"{name}.bias",), _VECTOR),
+    }
+
+
+_SOURCES = {"tiny": _tiny_sources, "mbv1": _mbv1_sources, "mobilenet": _mobilenet_sources}

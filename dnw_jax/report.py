@@ -4,16 +4,22 @@ from pathlib import Path
 
 import jax
 from clu import parameter_overview
+from flax import nnx
+from ml_collections import ConfigDict
 
 from dnw_jax import workdir as layout
 from dnw_jax.checkpoint import Checkpoints
+from dnw_jax.deploy.profile import profile
 from dnw_jax.plan import Plan
 from dnw_jax.train_state import TrainState
 
 
-def announce(workdir: Path, state: TrainState, plan: Plan, changed: list[str]) -> None:
+def announce(
+    workdir: Path, state: TrainState, config: ConfigDict, plan: Plan, changed: list[str]
+) -> None:
     """Says what is about to happen: the parameters, the devices, where the run stands."""
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(profile(state.model(), config.dataset.image_size))
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, workdir {workdir}")
     tell_changes("changed since the last start (before != now)", changed)
     done = int(state.step)
@@ -39,11 +45,27 @@ def tell_changes(heading: str, changed: list[str]) -> None:
         print("\n  ".join([f"{heading}:", *changed]))
 
 
-def conclude(workdir: Path, checkpoints: Checkpoints) -> None:
+def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
+    """What a network costs, and what the published code would say of it where it counts."""
+    size = config.dataset.image_size
+    tables = [str(profile(model, size))]
+    if config.model.name == "mbv1":
+        tables += [
+            "",
+            "as the published code counts (for 224 pixels):",
+            str(profile(model, size, "reference")),
+        ]
+    return tables
+
+
+def conclude(
+    workdir: Path, state: TrainState, config: ConfigDict, checkpoints: Checkpoints
+) -> None:
     """Says what came out, and where to look at it."""
     last, best = checkpoints.latest, checkpoints.best
     if last is None:
         return
+    print(profile(state.model(), config.dataset.image_size))
     for name, step in (("last", last), ("best", best)):
         accuracy = None if step is None else checkpoints.accuracy(step)
         if accuracy is not None:

@@ -137,11 +137,35 @@ class Model:
     rules: tuple[Rule, ...] = ()
 
 
+EDGES = (
+    "dnw",
+    "random",
+    "complete",
+    "dnw_no_update",
+    "targeted_dropout",
+    "targeted_dropout_per_node",
+    "fine_tune",
+    "lottery_ticket",
+    "l1_anneal",
+)
+
+# Of every model that chooses edges.
+RULE_FIELDS = {
+    "model.edges": choice(*EDGES),
+    "model.rho": number(0.95, "in [0, 1]", lambda x: 0 <= x <= 1),  # targeted dropout's
+    "model.l1": at_least_0(1e-5),  # l1_anneal's: the penalty on the sum of |w|
+    "model.anneal": number(0.5, "in (0, 1]", lambda x: 0 < x <= 1),  # l1_anneal's part of the run
+}
+NEEDS_TRAINED = Rule(
+    ("model.edges", "init_from"),
+    "init_from must name the workdir of a run with model.edges=complete, whose top edges these are",
+    lambda edges, init_from: edges not in ("fine_tune", "lottery_ticket") or init_from != "",
+)
+
 MODELS = {
     "tiny": Model(
         fields={
             "model.wiring": choice("static", "discrete", "continuous"),
-            "model.edges": choice("dnw", "random", "complete", "dnw_no_update"),
             "model.sparsity": fraction(0.95),
             "model.num_nodes": integer(800, 1),
             "model.num_inputs": integer(32, 2),
@@ -154,8 +178,10 @@ MODELS = {
             # 0: adaptive steps. The time runs from 0 to 1.
             "model.solver.step_size": number(0.0, "in [0, 1]", lambda x: 0 <= x <= 1),
             "model.solver.max_steps": integer(256, 1),
+            **RULE_FIELDS,
         },
         rules=(
+            NEEDS_TRAINED,
             Rule(
                 ("model.num_nodes", "model.num_inputs", "model.num_outputs"),
                 "num_inputs + num_outputs must be at most num_nodes",
@@ -201,6 +227,20 @@ MODELS = {
     ),
 }
 
+MODELS |= {
+    # Chains of static graphs.
+    "mbv1": Model(
+        fields={
+            "model.sparsity": fraction(0.775),  # 1 - the multiplier of the paper's tables
+            "model.width": number(1.0, ">= 1/32", lambda x: x >= 1 / 32),
+            "model.small": flag(False),
+            **RULE_FIELDS,
+        },
+        rules=(NEEDS_TRAINED,),
+    ),
+    "mobilenet": Model(fields={"model.width": number(0.25, ">= 1/32", lambda x: x >= 1 / 32)}),
+}
+
 SHARED = {
     "seed": Field(0, int, "an integer in [0, 2**32)", lambda n: 0 <= n < 2**32),
     "batch_size": integer(512, 1),  # over all devices
@@ -208,16 +248,22 @@ SHARED = {
     "num_steps": integer(None, 1),  # None: num_epochs times the steps of an epoch
     "dtype": choice("float32", "bfloat16"),
     "accumulate_steps": integer(1, 1),
+    # A workdir, or one of its checkpoints: its weights are where this run starts.
+    "init_from": Field("", str, "a workdir, one of its checkpoints, or nothing"),
     "profile_steps": Field(
         None, tuple, "(first, last) with first < last, or None", is_step_range, int, optional=True
     ),
-    "dataset.name": choice("cifar10", "mnist", "digits", "synthetic"),
+    "dataset.name": choice("cifar10", "mnist", "digits", "synthetic", "imagenet2012"),
     "dataset.data_dir": Field("", str, "a folder, or nothing for the default of TFDS"),
     "dataset.image_size": Field(32, int, "an integer in [8, 4096]", lambda n: 8 <= n <= 4096),
     "dataset.num_channels": integer(3, 1),
     "dataset.num_classes": integer(10, 2),
     "dataset.crop_padding": integer(4, 0),  # 0: no random crop
     "dataset.flip": flag(True),
+    # ImageNet only: a random part of each photograph; false: the central one, as in evaluation.
+    "dataset.random_resized_crop": flag(True),
+    "dataset.num_workers": integer(None, 0),  # processes that decode; None: one for each core
+    "dataset.on_error": choice("raise", "skip"),  # what becomes of a damaged photograph
     "model.name": choice(*MODELS),
     "optimizer.learning_rate": at_least_0(0.1),
     "optimizer.momentum": fraction(0.9),
@@ -230,6 +276,7 @@ SHARED = {
     ),
     "schedule.factor": number(0.1, "in (0, 1]", lambda x: 0 < x <= 1),  # multistep, exponential
     "loss.label_smoothing": fraction(0.0),
+    "ema.decay": fraction(0.0),  # of the average of the parameters that is evaluated; 0: none
     "evaluate.every_steps": integer(0, 0),  # 0: at the end of each epoch
     "checkpoint.every_steps": integer(0, 0),  # 0: whenever it is evaluated
     "checkpoint.keep": integer(3, 1),

@@ -1,19 +1,19 @@
 """Training and evaluation, top to bottom."""
 
+import contextlib
 import functools
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from dnw_jax import data, devices
@@ -21,28 +21,27 @@ from dnw_jax import workdir as layout
 from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.config import validate
 from dnw_jax.errors import UserError
+from dnw_jax.feed import MAX_STEPS, Feed, open_feed
 from dnw_jax.interrupts import Interrupts
 from dnw_jax.metrics import Sums, edge_churn
 from dnw_jax.models import build_model, edge_layers, wiring
 from dnw_jax.optimizer import learning_rate_schedule
 from dnw_jax.plan import Plan
-from dnw_jax.report import announce, conclude, tell_changes
+from dnw_jax.report import announce, conclude, profiles, tell_changes
 from dnw_jax.show.adjacency import adjacency_picture
 from dnw_jax.train_state import (
     TrainState,
     create_train_state,
     evaluate_step,
-    random_key,
     train_step,
-    update,
 )
+from dnw_jax.warm_start import warm_start
 from dnw_jax.writers import Progress, Writer
 
 __all__ = ["TrainState", "create_train_state", "evaluate", "evaluate_step", "train", "train_step"]
 
 # A dispatch makes about so much work: the bar moves, and the host costs nothing.
 _SECONDS_PER_DISPATCH = 0.5
-_MAX_STEPS_PER_DISPATCH = 128
 
 
 def train(config: ConfigDict, workdir: str | Path) -> None:
@@ -59,37 +58,39 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     # Without a checkpoint there is nothing that another model could contradict.
     started = any((workdir / layout.CHECKPOINTS).glob("*/"))
     changed = layout.changes(workdir, config, layout.RUN) if started else []
-    train_split, test_split = (_load_split(config, name, mesh) for name in ("train", "test"))
-    plan = Plan.of(config, data.steps_per_epoch(len(train_split.labels), config.batch_size))
+    feed = open_feed(config, mesh)
+    plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
     state = create_train_state(config, build_model(config), steps_per_epoch=plan.per_epoch)
     state = devices.replicate(state, mesh)
     with (
         Interrupts() as interrupts,
+        contextlib.closing(feed),
         Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep) as checkpoints,
     ):
         if checkpoints.latest is not None:
             state = layout.restore(state, checkpoints, checkpoints.latest)
+        elif config.init_from:
+            state = devices.replicate(warm_start(state, config), mesh)
         step = int(state.step)
-        announce(workdir, state, plan, changed)
+        announce(workdir, state, config, plan, changed)
         if step < plan.total:
             layout.enter(workdir, config)
             with (
                 Writer(workdir, step) as writer,
                 Progress(plan.total, step, config.batch_size) as bar,
             ):
-                Run(
+                state = Run(
                     config=config,
                     workdir=workdir,
                     plan=plan,
                     mesh=mesh,
-                    train_split=train_split,
-                    test_split=test_split,
+                    feed=feed,
                     checkpoints=checkpoints,
                     writer=writer,
                     bar=bar,
                     interrupts=interrupts,
                 ).finish(state)
-        conclude(workdir, checkpoints)
+        conclude(workdir, state, config, checkpoints)
 
 
 @dataclass
@@ -100,29 +101,30 @@ class Run:
     workdir: Path
     plan: Plan
     mesh: Mesh
-    train_split: data.DeviceSplit
-    test_split: data.DeviceSplit
+    feed: Feed
     checkpoints: Checkpoints
     writer: Writer
     bar: Progress
     interrupts: Interrupts
     tracing: bool = False
 
-    def finish(self, state: TrainState) -> None:
-        """Trains, logs, evaluates and saves until the plan's last step."""
+    def finish(self, state: TrainState) -> TrainState:
+        """Trains, logs, evaluates and saves until the plan's last step; the state then."""
         step, size, stopping = int(state.step), 1, False
         masks = _masks(state)
+        if step == 0 and self.config.model.get("edges") == "complete":
+            # A lottery ticket needs the weights that the complete graph began with.
+            self.checkpoints.save(0, layout.checkpoint_tree(state))
         nothing = devices.replicate(Sums.zero(), self.mesh)
         # No step yet: this compiles, so that what is timed below is training alone.
-        state, _ = train_steps(state, nothing, self.train_split, self._indices(step, 0), 0)
+        state, _ = self.feed.advance(state, nothing, step, 0)
         self.bar.start()
         sums, seconds = nothing, 0.0  # since the last row
         while step < self.plan.total and not stopping:
             self._trace(step)
             count = min(size, self.plan.next_stop(step) - step)
             started = time.perf_counter()
-            indices = self._indices(step, count)
-            state, sums = train_steps(state, sums, self.train_split, indices, count)
+            state, sums = self.feed.advance(state, sums, step, count)
             jax.block_until_ready(sums)
             elapsed = time.perf_counter() - started
             step, seconds = step + count, seconds + elapsed
@@ -147,16 +149,7 @@ class Run:
         self._trace(self.plan.total)
         if stopping:
             raise KeyboardInterrupt(self.interrupts.number)
-
-    def _indices(self, step: int, count: int) -> Array:
-        """Which examples the next `count` steps see: int32 [_MAX_STEPS_PER_DISPATCH, batch]."""
-        seed, num_examples = self.config.seed, len(self.train_split.labels)
-        indices = np.zeros((_MAX_STEPS_PER_DISPATCH, self.config.batch_size), np.int32)
-        for row in range(count):
-            indices[row] = data.train_indices(
-                seed, step + row, num_examples, self.config.batch_size
-            )
-        return devices.split_batch(jnp.asarray(indices), self.mesh, axis=1)
+        return state
 
     def _log(
         self,
@@ -169,6 +162,8 @@ class Run:
         values = sums.averages()
         values["learning_rate"] = float(self._learning_rate(step - 1))
         values["images_per_second"] = float(sums.examples) / seconds
+        if self.feed.skipped:
+            values["skipped"] = self.feed.skipped
         for name, mask in masks.items():
             live, replaced = edge_churn(before[name], mask)
             values[f"live_edges/{name}"] = int(live)
@@ -182,8 +177,13 @@ class Run:
     def _learning_rate(self) -> optax.Schedule:
         return learning_rate_schedule(self.config, self.plan.total, self.plan.per_epoch)
 
-    def _evaluate(self, step: int, state: TrainState, masks: dict[str, Array]) -> float:
-        values = evaluate_split(state, self.test_split, self.config.batch_size, self.mesh)
+    def _evaluate(self, step: int, state: TrainState, masks: dict[str, Array]) -> float | None:
+        """The test accuracy; None while an annealed wiring has more edges than it will have."""
+        try:
+            values = evaluate_all(state, self.feed, self.config.batch_size, self.mesh)
+        except UserError:  # a damaged photograph, say: what was learnt is not to blame
+            self.checkpoints.save(step, layout.checkpoint_tree(state))
+            raise
         if not math.isfinite(values["loss"]):
             raise self._not_finite(f"the test loss is {values['loss']}", step)
         epoch = step / self.plan.per_epoch
@@ -196,11 +196,19 @@ class Run:
             f"epoch {epoch:.4g}/{self.plan.total / self.plan.per_epoch:.4g} (step {step}): "
             f"test loss {values['loss']:.4f}, test accuracy {values['accuracy']:.2%}"
         )
-        return values["accuracy"]
+        layers = edge_layers(state.model())
+        annealing = self.config.model.get("edges") == "l1_anneal" and any(
+            int(mask.sum()) > layers[name].num_edges for name, mask in masks.items()
+        )
+        return None if annealing else values["accuracy"]
 
     def _not_finite(self, what: str, step: int) -> UserError:
         config, last = self.config, self.checkpoints.latest
-        kept = f"the last good checkpoint is of step {last}" if last else "no checkpoint was saved"
+        kept = (
+            "no checkpoint was saved"
+            if last is None
+            else f"the last good checkpoint is of step {last}"
+        )
         cure = f"a smaller optimizer.learning_rate (now {config.optimizer.learning_rate})"
         if config.model.get("wiring") == "continuous":
             # What a solve gives that is not done by then.
@@ -210,7 +218,7 @@ class Run:
             + (
                 f", in another workdir or going on in {self.workdir} (from an earlier checkpoint "
                 "if you delete the later ones)."
-                if last
+                if last is not None
                 else "."
             )
         )
@@ -233,34 +241,6 @@ class Run:
             self.tracing = False
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def train_steps(
-    state: TrainState,
-    sums: Sums,
-    split: data.DeviceSplit,
-    indices: Int[Array, "steps batch"],
-    count: int,
-) -> tuple[TrainState, Sums]:
-    """`count` updates, at most as many as `indices` has rows; their examples join `sums`.
-
-    One program for any count: a run gives the same bits however it is cut into dispatches. The
-    state passed in is consumed.
-    """
-    augmentation_key = random_key(state.seed, "augmentation")
-    batch_size = indices.shape[1]
-
-    def one(row: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
-        state, sums = carry
-        start = state.step.astype(jnp.uint32) * batch_size
-        positions = start + jnp.arange(batch_size, dtype=jnp.uint32)
-        state, new_sums = update(
-            state, split.train_batch(indices[row], positions, augmentation_key)
-        )
-        return state, sums + new_sums
-
-    return lax.fori_loop(0, count, one, (state, sums))
-
-
 def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
     """Evaluates a checkpoint of `workdir` on every test example; prints and notes the result.
 
@@ -277,8 +257,8 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     changed = layout.changes(workdir, config)
     tell_changes("not as trained (trained != now)", changed)
     state, _ = layout.load_state(workdir, step, config)
-    split = _load_split(config, "test", mesh)
-    values = evaluate_split(devices.replicate(state, mesh), split, config.batch_size, mesh)
+    feed = open_feed(config, mesh, train=False)
+    values = evaluate_all(devices.replicate(state, mesh), feed, config.batch_size, mesh)
     print(
         f"step {int(state.step)}: test loss {values['loss']:.4f}, test accuracy "
         f"{values['accuracy']:.2%} over {values['num_examples']} examples"
@@ -287,22 +267,27 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     return values
 
 
-def evaluate_split(
-    state: TrainState, split: data.DeviceSplit, batch_size: int, mesh: Mesh
-) -> dict[str, float]:
-    """`loss`, `accuracy` (0..1) and `num_examples` over every example, whatever the batch size."""
+def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
+    """Prints what the network of a checkpoint costs; arguments and errors as those of `evaluate`.
+
+    MobileNetV1-like chains also as the published code counts them.
+    """
+    validate(config)
+    layout.changes(Path(workdir), config)
+    state, _ = layout.load_state(workdir, step, config)
+    print(f"step {int(state.step)}, one image of {config.dataset.image_size} pixels a side:")
+    for line in profiles(state.model(), config):
+        print(line)
+
+
+def evaluate_all(state: TrainState, feed: Feed, batch_size: int, mesh: Mesh) -> dict[str, float]:
+    """The averages over every test example, and `num_examples`, whatever the batch size."""
     sums = Sums.zero()
     batch_size += -batch_size % mesh.size  # the padding fills up what does not split evenly
-    for batch in data.evaluation_batches(len(split.labels), batch_size):
-        sums += _evaluate_batch(state, split, *devices.split_batch(batch, mesh))
-    return {**sums.averages(), "num_examples": int(sums.examples)}
-
-
-@jax.jit
-def _evaluate_batch(
-    state: TrainState, split: data.DeviceSplit, indices: Array, mask: Array
-) -> Sums:
-    return evaluate_step(state, split.evaluation_batch(indices, mask))
+    for batch in feed.evaluation_batches(batch_size):
+        sums += evaluate_step(state, batch)
+    values = {**sums.averages(), "num_examples": int(sums.examples)}
+    return values | ({"skipped": feed.skipped_test} if feed.skipped_test else {})
 
 
 @jax.jit
@@ -318,9 +303,4 @@ def _masks(state: TrainState) -> dict[str, Bool[Array, "..."]]:
 
 def _dispatch_size(seconds_per_step: float) -> int:
     size = int(_SECONDS_PER_DISPATCH / max(seconds_per_step, 1e-6))
-    return min(max(size, 1), _MAX_STEPS_PER_DISPATCH)
-
-
-def _load_split(config: ConfigDict, name: Literal["train", "test"], mesh: Mesh) -> data.DeviceSplit:
-    split = data.load_split(config.dataset, name)
-    return devices.replicate(data.DeviceSplit.of(split, config.dataset), mesh)
+    return min(max(size, 1), MAX_STEPS)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, UInt
 from ml_collections import ConfigDict
 
 from dnw_jax.metrics import Sums, cross_entropy
+from dnw_jax.models import edge_layers
 from dnw_jax.optimizer import learning_rate_schedule, sgd
 
 Tree = Any  # nested dicts of arrays
@@ -22,8 +23,15 @@ Batch = dict[str, Array]  # image float32 [batch, height, width, channels]; labe
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "seed", "params", "variables", "opt_state"],
-    meta_fields=["graphdef", "optimizer", "label_smoothing", "accumulate_steps"],
+    data_fields=["step", "seed", "params", "variables", "opt_state", "average"],
+    meta_fields=[
+        "graphdef",
+        "optimizer",
+        "label_smoothing",
+        "accumulate_steps",
+        "total_steps",
+        "ema_decay",
+    ],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -35,6 +43,7 @@ class TrainState:
       params: trained arrays, nested dicts as the model's attributes.
       variables: untrained ones: running statistics, masks.
       opt_state: the optimizer's.
+      average: the exponential moving average of the parameters (`ema.decay`), or None.
     """
 
     step: Int[Array, ""]
@@ -42,21 +51,26 @@ class TrainState:
     params: Tree
     variables: Tree
     opt_state: optax.OptState
+    average: Tree
     graphdef: nnx.GraphDef[nnx.Module]
     optimizer: optax.GradientTransformation
     label_smoothing: float
     accumulate_steps: int
+    total_steps: int
+    ema_decay: float
 
     def model(self) -> nnx.Module:
-        """The model as it is now; its arrays are this state's."""
-        return nnx.merge(self.graphdef, self.params, self.variables, copy=True)
+        """The model as it is evaluated: with the averaged parameters, if there are."""
+        params = self.params if self.average is None else self.average
+        return nnx.merge(self.graphdef, params, self.variables, copy=True)
 
 
 def create_train_state(
     config: ConfigDict, model: nnx.Module, *, steps_per_epoch: int
 ) -> TrainState:
     """A state at step 0 with the model's weights and the optimizer that `config` describes."""
-    schedule = learning_rate_schedule(config, total_steps(config, steps_per_epoch), steps_per_epoch)
+    num_steps = total_steps(config, steps_per_epoch)
+    schedule = learning_rate_schedule(config, num_steps, steps_per_epoch)
     optimizer = sgd(config, schedule)
     graphdef, params, variables = split(model)
     # Copies: whoever donates the state's buffers must not take the model's arrays away.
@@ -67,10 +81,13 @@ def create_train_state(
         params=params,
         variables=variables,
         opt_state=optimizer.init(params),
+        average=jax.tree.map(jnp.copy, params) if config.ema.decay else None,
         graphdef=graphdef,
         optimizer=optimizer,
         label_smoothing=config.loss.label_smoothing,
         accumulate_steps=config.accumulate_steps,
+        total_steps=num_steps,
+        ema_decay=config.ema.decay,
     )
 
 
@@ -96,14 +113,25 @@ def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
     The parts go through the model one after the other, each with its own batch statistics.
     """
     key = jax.random.fold_in(random_key(state.seed, "model"), state.step)
+    state = _with_rules_advanced(state)
     if state.accumulate_steps == 1:
         grads, variables, sums = _gradients(state, state.variables, batch, key)
     else:
         grads, variables, sums = _accumulated_gradients(state, batch, key)
     updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        # Less at the start, so that the random weights are soon forgotten.
+        decay = jnp.minimum(state.ema_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(params, average, 1 - decay)
     state = dataclasses.replace(
-        state, step=state.step + 1, params=params, variables=variables, opt_state=opt_state
+        state,
+        step=state.step + 1,
+        params=params,
+        variables=variables,
+        opt_state=opt_state,
+        average=average,
     )
     return state, sums
 
@@ -127,6 +155,16 @@ def evaluate_step(state: TrainState, batch: Batch) -> Sums:
     return Sums.of(losses, logits, batch["label"], batch.get("mask"))
 
 
+def _with_rules_advanced(state: TrainState) -> TrainState:
+    """The rules told how far the run is, for those that change with time."""
+    model = state.model()
+    progress = (state.step + 1) / state.total_steps
+    for layer in edge_layers(model).values():
+        layer.advance(progress)
+    _, _, variables = split(model)
+    return dataclasses.replace(state, variables=variables)
+
+
 def _gradients(
     state: TrainState, variables: Tree, batch: Batch, key: Array
 ) -> tuple[Tree, Tree, Sums]:
@@ -134,8 +172,9 @@ def _gradients(
         model = nnx.merge(state.graphdef, params, variables, copy=True)
         logits = model(batch["image"], train=True, key=key)
         losses = cross_entropy(logits, batch["label"], state.label_smoothing)
+        penalty = sum(layer.penalty() for layer in edge_layers(model).values())
         _, _, new_variables = split(model)
-        return jnp.mean(losses), (new_variables, Sums.of(losses, logits, batch["label"]))
+        return jnp.mean(losses) + penalty, (new_variables, Sums.of(losses, logits, batch["label"]))
 
     grads, (variables, sums) = jax.grad(loss, has_aux=True)(state.params)
     return grads, variables, sums

@@ -26,7 +26,7 @@ EVALUATION = "evaluation.json"
 PROFILE = "profile"
 
 # What a model is made of; a checkpoint of another does not fit, or means something else.
-MODEL = ("model.", "dataset.num_channels", "dataset.num_classes")
+MODEL = ("model.", "dataset.num_channels", "dataset.num_classes", "ema.decay")
 # How a model is run: no checkpoint knows of it.
 NOT_MODEL = ("model.solver.",)
 # What a run is made of besides: with another of these it would not be the same run.
@@ -72,7 +72,7 @@ def _find(checkpoints: Checkpoints, step: int | str, workdir: str | Path) -> int
 
 def checkpoint_tree(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of a state."""
-    names = ("step", "seed", "params", "variables", "opt_state")
+    names = ("step", "seed", "params", "variables", "opt_state", "average")
     return {name: getattr(state, name) for name in names}
 
 

@@ -93,6 +93,35 @@ def static(inputs: Array, graph: Graph, ends: Sequence[int], num_outputs: int) -
     return [*fired, states[..., num_nodes - num_outputs :]]
 
 
+def chained(
+    inputs: Array,
+    graph: Graph,
+    sizes: Sequence[int],
+    stride: int,
+    running: tuple[Array, Array] | None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """What the last block is sent, and the mean and unbiased variance of what each node was sent.
+
+    Weights are [all but the last block, all but the first]; `running` None: training.
+    """
+    seen = [np.zeros(len(graph.scale)), np.zeros(len(graph.scale))]
+    ends = np.cumsum(sizes)
+    sent, start = inputs, 0
+    states = np.zeros((*inputs.shape[:3], sum(sizes)))[:, ::stride, ::stride]
+    for end in ends[:-1]:
+        own = slice(start, end)
+        sent = inputs if start == 0 else states[..., own]
+        mean, variance = sent.mean((0, 1, 2)), sent.var((0, 1, 2))
+        seen[0][own], seen[1][own] = mean, sent.var((0, 1, 2), ddof=1)
+        if running is not None:
+            mean, variance = (statistic[own] for statistic in running)
+        out = relu(normalised(sent, mean, variance, graph.scale[own], graph.bias[own]))
+        out = convolution3x3(out, graph.kernel[..., own], stride if start == 0 else 1)
+        states[..., end:] += out @ graph.weights[own, end - sizes[0] :]
+        start = end
+    return states[..., start:], (seen[0], seen[1])
+
+
 def update(states: Array, graph: Graph) -> Array:
     """f(W Z) of graphs in time."""
     out = convolution3x3(relu(states), graph.kernel) @ graph.weights

@@ -20,6 +20,7 @@ from dnw_jax.config import from_json, load_config
 from dnw_jax.main import main
 from dnw_jax.models import build_model
 from dnw_jax.train import create_train_state
+from dnw_jax.workdir import checkpoint_tree
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -104,8 +105,7 @@ def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, by name."""
     config = from_json((workdir / "config.json").read_text())
     state = create_train_state(config, build_model(config), steps_per_epoch=1)
-    names = ("step", "seed", "params", "variables", "opt_state")
-    like = {name: getattr(state, name) for name in names}
+    like = checkpoint_tree(state)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(step, like))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

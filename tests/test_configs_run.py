@@ -10,6 +10,7 @@ from small_runs import ROOT, checkpoint_steps, rows, run, unoptimised
 from dnw_jax.main import main
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
+TINY = ("cifar10_tiny", "mnist_tiny")
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 
 
@@ -25,18 +26,21 @@ def flags(fields: list[str]) -> list[str]:
 
 def check(workdir: Path, steps: int, num_test: int) -> None:
     """The run in `workdir` took so many steps and left all its parts."""
-    assert checkpoint_steps(workdir) == [steps]
+    assert [step for step in checkpoint_steps(workdir) if step > 0] == [steps]
     train, test = rows(workdir)
     assert train["step"] == test["step"] == steps
     assert (train["split"], test["split"]) == ("train", "test")
     assert np.isfinite([train["loss"], test["loss"]]).all()
     assert test["num_examples"] == num_test
-    assert len(list((workdir / "wiring").glob("*.png"))) == 1
+    graphs = [name for name in train if name.startswith("live_edges/")]
+    assert len(list((workdir / "wiring").glob("*.png"))) == len(graphs)
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.stem != "digits"], ids=lambda p: p.stem)
 def test_every_file_on_synthetic_images(path: Path, tmp_path: Path) -> None:
     fields = ["dataset.name=synthetic", "num_steps=1", "batch_size=8"]
+    if path.stem not in TINY:
+        fields += ["model.width=0.0625", "dataset.image_size=16"]
     assert main([f"--config={path}", f"--workdir={tmp_path}", *flags(fields)]) == 0
     check(tmp_path, 1, 200)
 
@@ -63,6 +67,8 @@ def test_cifar10_on_its_images(tmp_path: Path) -> None:
         ("static", "random"),
         ("static", "complete"),
         ("static", "dnw_no_update"),
+        ("static", "targeted_dropout"),
+        ("static", "targeted_dropout_per_node"),
         ("discrete", "dnw"),
         ("continuous", "random"),
     ],
@@ -72,3 +78,16 @@ def test_every_wiring_and_rule(tmp_path: Path, wiring: str, edges: str) -> None:
     check(tmp_path, 1, 200)
     live = rows(tmp_path, "train")[0]["live_edges/graph"]
     assert live == (576 if edges == "complete" else 288)
+
+
+@pytest.mark.parametrize("small", ["true", "false"])
+@pytest.mark.parametrize("edges", ["dnw", "random", "targeted_dropout"])
+def test_every_chain_of_graphs(tmp_path: Path, edges: str, small: str) -> None:
+    config = ROOT / "configs" / "imagenet_mbv1.py"
+    fields = ["dataset.name=synthetic", "dataset.image_size=16", "num_steps=2", "batch_size=8"]
+    fields += ["model.width=0.0625", f"model.edges={edges}", f"model.small={small}"]
+    assert main([f"--config={config}", f"--workdir={tmp_path}", *flags(fields)]) == 0
+    check(tmp_path, 2, 200)
+    live = {k: v for k, v in rows(tmp_path, "train")[0].items() if k.startswith("live_edges/")}
+    assert len(live) == 5 + (small == "true")
+    assert live["live_edges/graph_3"] == 192 * 176 - int(192 * 176 * 0.9915625)

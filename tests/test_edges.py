@@ -1,6 +1,5 @@
 """Which edges are real: exactly k, by magnitude, first index first; and what learns."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dnw_jax
-from dnw_jax.edges import RULES, edge_budget, edge_mask, straight_through, top_edges
+from dnw_jax.edges import edge_budget, edge_mask, straight_through, top_edges
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -313,86 +312,6 @@ def test_budgets(size: int, sparsity: float, budget: int) -> None:
 def test_a_sparsity_out_of_range(sparsity: float) -> None:
     with pytest.raises(ValueError, match=f"sparsity is {sparsity}"):
         edge_budget(10, sparsity)
-
-
-# Rules.
-
-WEIGHTS = jax.random.normal(jax.random.key(1), (12, 10)).round(1)
-KEY = jax.random.key(2)
-
-
-def test_the_names_of_the_rules() -> None:
-    assert set(RULES) == {"dnw", "random", "complete", "dnw_no_update"}
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_a_rule_masks_what_it_zeroes(name: str) -> None:
-    rule = RULES[name]
-    weights = WEIGHTS + jnp.where(WEIGHTS == 0, 0.01, 0.0)
-    state = rule.init(KEY, weights, 30)
-    mask = rule.mask(weights, state, 30)
-    assert np.count_nonzero(mask) == (120 if name == "complete" else 30)
-    for train in (False, True):
-        kept = rule(weights, state, 30, train=train)
-        np.testing.assert_array_equal(kept, np.where(mask, weights, 0))
-    if name != "random":
-        assert state is None
-    if name.startswith("dnw"):
-        same(mask, oracle(weights, 30))
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_which_edges_learn(name: str) -> None:
-    rule = RULES[name]
-    state = rule.init(KEY, WEIGHTS, 30)
-    slope = jax.random.normal(KEY, WEIGHTS.shape)
-    gradient = jax.grad(lambda w: jnp.sum(rule(w, state, 30, train=True) * slope))(WEIGHTS)
-    learns = np.ones(WEIGHTS.shape, bool)
-    if name in ("random", "dnw_no_update"):
-        learns = np.asarray(rule.mask(WEIGHTS, state, 30))
-    np.testing.assert_array_equal(gradient, np.where(learns, slope, 0))
-
-
-@pytest.mark.parametrize("count", [0, 1, 40, 119, 120])
-@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
-def test_random_draws_its_budget_of_what_is_allowed(count: int, share: float | None) -> None:
-    for seed in range(4):
-        lots = np.random.default_rng(seed).uniform(size=WEIGHTS.shape)
-        forbidden = None if share is None else jnp.asarray(lots < share)
-        banned = np.zeros(WEIGHTS.shape, bool) if share is None else np.asarray(forbidden)
-        mask = np.asarray(draw(jax.random.key(seed), count, forbidden))
-        assert not np.any(mask & banned)
-        assert np.count_nonzero(mask) == min(count, np.count_nonzero(~banned))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def draw(key: jax.Array, count: int, forbidden: jax.Array | None) -> jax.Array:
-    return RULES["random"].init(key, WEIGHTS, count, forbidden)
-
-
-def test_random_draws_uniformly() -> None:
-    forbidden = jnp.arange(120).reshape(12, 10) % 3 == 0
-    for banned, allowed in ((None, np.ones((12, 10), bool)), (forbidden, ~np.asarray(forbidden))):
-        draws = np.stack([draw(jax.random.key(seed), 20, banned) for seed in range(600)])
-        share = 20 / allowed.sum()
-        often = draws.mean(0)[allowed]
-        # Five standard deviations of a share over 600 draws.
-        assert np.abs(often - share).max() < 5 * np.sqrt(share * (1 - share) / 600)
-
-
-def test_the_random_graph_stays() -> None:
-    rule = RULES["random"]
-    state = rule.init(KEY, WEIGHTS, 30)
-    np.testing.assert_array_equal(rule.mask(-3 * WEIGHTS[::-1], state, 7), state)
-    assert np.any(np.asarray(rule.init(jax.random.key(3), WEIGHTS, 30)) != np.asarray(state))
-    np.testing.assert_array_equal(rule.init(KEY, -WEIGHTS, 30), state)
-
-
-def test_dnw_chooses_anew() -> None:
-    rule = RULES["dnw"]
-    weights = jnp.asarray([1.0, -2.0, 3.0])
-    np.testing.assert_array_equal(rule.mask(weights, None, 1), [False, False, True])
-    np.testing.assert_array_equal(rule.mask(weights.at[1].set(-4.0), None, 1), [False, True, False])
 
 
 def test_public_names() -> None:

@@ -16,7 +16,8 @@ from dnw_jax.graphs.blocked import BlockedGraph, backward_edges
 from dnw_jax.graphs.continuous_time import SOLVERS, ContinuousTime, first_step
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.discrete_time import DiscreteTime
-from dnw_jax.graphs.nodes import NodeValues, instance_norm
+from dnw_jax.graphs.nodes import BatchNormNodes, Nodes, NodeValues
+from dnw_jax.graphs.norms import BatchNorm, instance_norm
 from dnw_jax.graphs.time_graph import Dynamics, TimeGraph, update
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -153,16 +154,22 @@ def fill(module: BlockedGraph | TimeGraph, graph: numpy_forward.Graph) -> None:
 
 
 def blocked(sizes: list[int], num_outputs: int, graph: numpy_forward.Graph) -> BlockedGraph:
-    rule, size = RULES["complete"], sum(sizes) ** 2
-    module = BlockedGraph(sizes, num_outputs, size, rule, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    module = BlockedGraph(
+        sizes,
+        Nodes(sum(sizes), rngs=rngs),
+        0.0,
+        RULES["complete"],
+        inner_outputs=num_outputs,
+        rngs=rngs,
+    )
     fill(module, graph)
     return module
 
 
 def in_time(num_outputs: int, dynamics: Dynamics, graph: numpy_forward.Graph) -> TimeGraph:
     num_nodes = len(graph.scale)
-    rule, size = RULES["complete"], num_nodes**2
-    module = TimeGraph(num_nodes, num_outputs, size, rule, dynamics, rngs=nnx.Rngs(0))
+    module = TimeGraph(num_nodes, num_outputs, 0.0, RULES["complete"], dynamics, rngs=nnx.Rngs(0))
     fill(module, graph)
     return module
 
@@ -254,7 +261,7 @@ def gradients(module: BlockedGraph | TimeGraph, inputs: np.ndarray) -> dict:
 
 
 def test_backward_edges_of_the_published_random_graph() -> None:
-    forbidden = np.asarray(backward_edges(800, 32, 100))
+    forbidden = np.asarray(backward_edges(800, 800, 32, 100))
     expected = np.zeros((800, 800), bool)
     for step in range(8):
         expected[32 + 100 * step : 32 + 100 * (step + 1), : 100 * (step + 1)] = True
@@ -263,10 +270,12 @@ def test_backward_edges_of_the_published_random_graph() -> None:
 
 def test_a_random_static_graph_draws_none_of_them() -> None:
     sizes = [4, 8, 8, 8]
-    module = BlockedGraph(sizes, 5, 150, RULES["random"], rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    nodes, sparsity = Nodes(28, rngs=rngs), 1 - 150 / 28**2
+    module = BlockedGraph(sizes, nodes, sparsity, RULES["random"], inner_outputs=5, rngs=rngs)
     mask = np.asarray(module.edges.mask())
     assert np.count_nonzero(mask) == 150
-    assert not np.any(mask & np.asarray(backward_edges(28, 4, 5)))
+    assert not np.any(mask & np.asarray(backward_edges(28, 28, 4, 5)))
 
 
 @pytest.mark.parametrize(("num_steps", "num_outputs"), [(1, 12), (1, 2), (2, 12), (4, 12), (4, 2)])
@@ -284,6 +293,62 @@ def test_discrete_time_is_the_plain_loop() -> None:
         states = step(states, nodes, weights)
     ours = jax.jit(lambda *args: DiscreteTime(4)(*args, slice(10, 12)))(inputs, nodes, weights)
     close(ours, states[..., 10:], 1e-6)
+
+
+# Static graphs whose last block is read alone, with batch normalisation.
+
+SIZES = [3, 4, 4, 2]
+
+
+def chained(stride: int = 1) -> tuple[BlockedGraph, numpy_forward.Graph]:
+    """Sources 3 + 4 + 4, targets 4 + 4 + 2."""
+    graph = numpy_forward.Graph.random(11, seed=4)
+    graph = graph._replace(weights=graph.weights[:, 1:])
+    rngs = nnx.Rngs(0)
+    module = BlockedGraph(
+        SIZES,
+        BatchNormNodes(11, rngs=rngs),
+        0.0,
+        RULES["complete"],
+        stride=stride,
+        rngs=rngs,
+    )
+    values = {"scale": graph.scale, "bias": graph.bias, "mean": graph.bias, "var": graph.scale**2}
+    for name, value in values.items():
+        getattr(module.nodes.norm, name)[...] = jnp.asarray(value, jnp.float32)
+    module.nodes.kernel[...] = jnp.asarray(graph.kernel, jnp.float32)
+    module.edges.weight[...] = jnp.asarray(graph.weights, jnp.float32)
+    return module, graph
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_static_graph_with_batch_norm(stride: int, train: bool) -> None:
+    module, graph = chained(stride)
+    forward = nnx.jit(lambda module, inputs: module(inputs, train=train))
+    ours = forward(module, jnp.asarray(INPUTS, jnp.float32))
+    running = None if train else (graph.bias, graph.scale**2)
+    expected, seen = numpy_forward.chained(INPUTS, graph, SIZES, stride, running)
+    close(ours, expected)
+    norm = module.nodes.norm
+    kept = 0.9 if train else 1.0
+    close(norm.mean[...], kept * graph.bias + (1 - kept) * seen[0])
+    close(norm.var[...], kept * graph.scale**2 + (1 - kept) * seen[1])
+
+
+def test_batch_norm_of_some_channels() -> None:
+    norm, planes = BatchNorm(5), normal((4, 3, 3, 2), 0)
+    ours = norm(planes, train=True, channels=slice(1, 3))
+    close(ours, (planes - planes.mean((0, 1, 2))) / np.sqrt(planes.var((0, 1, 2)) + 1e-5))
+    np.testing.assert_array_equal(np.asarray(norm.mean[...]) != 0, [0, 1, 1, 0, 0])
+    unbiased = np.var(np.asarray(planes, np.float64), axis=(0, 1, 2), ddof=1)
+    close(norm.var[1:3], 0.9 + 0.1 * unbiased)
+
+
+def test_outputs_that_do_not_fit_the_last_block() -> None:
+    rngs = nnx.Rngs(0)
+    with pytest.raises(ValueError, match="inner_outputs is 5; the last block has 4 nodes"):
+        BlockedGraph([2, 4], Nodes(6, rngs=rngs), 0.5, RULES["dnw"], inner_outputs=5, rngs=rngs)
 
 
 # Continuous time. Silent nodes, states at zero and large steps make the rectification matter.

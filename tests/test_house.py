@@ -38,14 +38,18 @@ MAY_IMPORT = {
     "interrupts": set(),
     "checkpoint": BASE,
     "writers": {"workdir"} | BASE,
-    "train_state": {"metrics", "optimizer"} | BASE,
+    "train_state": {"metrics", "models", "optimizer"} | BASE,
     "workdir": {"checkpoint", "models", "train_state"} | BASE,
+    "warm_start": {"models", "train_state", "workdir"} | BASE,
+    "feed": {"data", "devices", "metrics", "train_state"} | BASE,
+    "deploy": {"deploy", "models", "graphs"} | BASE,
     "plan": {"train_state"} | BASE,
-    "report": {"checkpoint", "plan", "train_state", "workdir"},
+    "report": {"checkpoint", "deploy", "plan", "train_state", "workdir"},
     "train": {
         "checkpoint",
         "data",
         "devices",
+        "feed",
         "interrupts",
         "metrics",
         "models",
@@ -54,6 +58,7 @@ MAY_IMPORT = {
         "report",
         "show",
         "train_state",
+        "warm_start",
         "workdir",
         "writers",
     }
@@ -73,9 +78,19 @@ ONLY_HOME = {
     "orbax": "checkpoint",
     "diffrax": "graphs",
     "tensorboardX": "writers",
-    "absl": "main",
+    "cv2": "data",
+    "grain": "data",
+    "simplejpeg": "data",
 }
-NEVER_AT_MODULE_LEVEL = {"tensorflow", "torch", "tensorflow_datasets", "sklearn"}
+NEVER_AT_MODULE_LEVEL = {
+    "simplejpeg",
+    "cv2",
+    "grain",
+    "sklearn",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+}
 
 
 def home(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dnw_jax.main import main
+from dnw_jax.schema import EDGES
 
 ROOT = Path(__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -28,7 +29,10 @@ def refused(capsys: pytest.CaptureFixture[str], workdir: Path, *arguments: str) 
     ("override", "expected"),
     [
         ("model.wiring=dense", "'dense': must be one of static, discrete, continuous"),
-        ("model.edges=dwn", "'dwn': must be one of dnw, random, complete, dnw_no_update"),
+        (
+            "model.edges=dwn",
+            "'dwn': must be one of " + ", ".join(EDGES),
+        ),
         ("model.sparsity=1.5", "1.5: must be a number in [0, 1)"),
         ("model.sparsity=-0.5", "-0.5: must be a number in [0, 1)"),
         ("batch_size=0", "0: must be an integer >= 1"),
@@ -76,7 +80,7 @@ def test_bad_config(
         ([DIGITS, "--workdir=w", "seed=3"], "seed=3"),
         ([DIGITS, "--workdir=w", "--config.seed"], "--config.seed needs a value"),
         ([DIGITS, "--config.seed", "--workdir=w"], "--config.seed needs a value"),
-        ([DIGITS, "--workdir=w", "--step=best"], "--step needs --mode=evaluate"),
+        ([DIGITS, "--workdir=w", "--step=best"], "--step is of --mode=evaluate"),
     ],
 )
 def test_wrong_flags(

@@ -10,47 +10,52 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
-from dnw_jax.graphs.nodes import Nodes, NodeValues
+from dnw_jax.graphs.nodes import FiringNodes
 
 
 class BlockedGraph(nnx.Module):
     """An acyclic graph whose nodes fire block by block: normalise, activate, send along the edges.
 
     A block's state is the sum of what all earlier blocks sent it; the first block holds the graph's
-    inputs. The last `num_outputs` nodes, part of the last block, are read once that block has fired
-    too: it feeds them, themselves included. Entries of the edge matrix that point backwards are
-    never used, yet count when edges are chosen: so the published code defines the budget.
+    inputs. What is read depends on `inner_outputs`:
+
+    - None: the last block. It does not fire; nothing feeds the first. The edge matrix is
+      [all nodes but the last block's, all but the first block's].
+    - n: the last n nodes, part of the last block, once that block has fired too: it feeds them,
+      themselves included. Every node fires; the edge matrix is [all nodes, all nodes].
+
+    Entries of the edge matrix that point backwards are never used, yet count when edges are chosen:
+    so the published code defines the budget.
 
     Args:
       block_sizes: number of nodes of each block, inputs first.
-      num_outputs: number of nodes read, at most the size of the last block.
+      nodes: the nodes that fire.
+      inner_outputs: None, or at most the size of the last block.
+      stride: of the convolution of the first block's nodes.
     """
 
     def __init__(
         self,
         block_sizes: Sequence[int],
-        num_outputs: int,
-        num_edges: int,
+        nodes: FiringNodes,
+        sparsity: float,
         rule: Rule,
         *,
+        inner_outputs: int | None = None,
+        stride: int = 1,
         rngs: nnx.Rngs,
     ):
-        num_nodes = sum(block_sizes)
-        if num_outputs > block_sizes[-1]:
+        if inner_outputs is not None and inner_outputs > block_sizes[-1]:
             raise ValueError(
-                f"num_outputs is {num_outputs}; the last block has {block_sizes[-1]} nodes, no more"
+                f"inner_outputs is {inner_outputs}; the last block has {block_sizes[-1]} nodes"
             )
         self.block_sizes = tuple(block_sizes)
-        self.num_outputs = num_outputs
-        self.nodes = Nodes(num_nodes, rngs=rngs)
-        self.edges = EdgeGraph(
-            num_nodes,
-            num_nodes,
-            num_edges,
-            rule,
-            forbidden=backward_edges(num_nodes, block_sizes[0], num_outputs),
-            rngs=rngs,
-        )
+        self.inner_outputs = inner_outputs
+        self.stride = stride
+        self.nodes = nodes
+        shape = edge_matrix_shape(block_sizes, inner_outputs)
+        forbidden = backward_edges(*shape, block_sizes[0], inner_outputs or block_sizes[-1])
+        self.edges = EdgeGraph(*shape, sparsity, rule, forbidden=forbidden, rngs=rngs)
 
     def __call__(
         self,
@@ -58,32 +63,44 @@ class BlockedGraph(nnx.Module):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch height width outputs"]:
+    ) -> Float[Array, "batch out_height out_width outputs"]:
         """The states of the output nodes."""
-        nodes = self.nodes.values()
         weights = self.edges.real_weights(train=train, key=key).astype(inputs.dtype)
         ends = [0, *itertools.accumulate(self.block_sizes)]
         blocks = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        first_column = ends[-1] - weights.shape[1]
         # What each block has been sent stays in pieces, summed in one pass when the block fires;
         # adding to one growing state would copy that state at every block.
         sent: list[list[Array]] = [[inputs], *([] for _ in blocks[1:])]
         for index, block in enumerate(blocks[:-1]):
-            fired = _fire(sent[index], nodes.of(block))
-            signal = fired @ weights[block, block.stop :]
+            stride = self.stride if index == 0 else 1
+            fired = self.nodes.fire(_sum(sent[index]), block, train=train, stride=stride)
+            signal = fired @ weights[block, block.stop - first_column :]
             ends_here = [later.stop - block.stop for later in blocks[index + 1 : -1]]
             for target, piece in enumerate(jnp.split(signal, ends_here, -1), start=index + 1):
                 sent[target].append(piece)
-        last = blocks[-1]
-        outputs = functools.reduce(jnp.add, (piece[..., -self.num_outputs :] for piece in sent[-1]))
-        return outputs + _fire(sent[-1], nodes.of(last)) @ weights[last, -self.num_outputs :]
+        if self.inner_outputs is None:
+            return _sum(sent[-1])
+        read = slice(-self.inner_outputs, None)
+        outputs = _sum([piece[..., read] for piece in sent[-1]])
+        fired = self.nodes.fire(_sum(sent[-1]), blocks[-1], train=train)
+        return outputs + fired @ weights[blocks[-1], read]
 
 
-def _fire(sent: list[Array], nodes: NodeValues) -> Array:
-    return nodes.activate(nodes.normalise(functools.reduce(jnp.add, sent)))
+def _sum(pieces: list[Array]) -> Array:
+    return functools.reduce(jnp.add, pieces)
+
+
+def edge_matrix_shape(block_sizes: Sequence[int], inner_outputs: int | None) -> tuple[int, int]:
+    """Sources and targets of a blocked graph."""
+    num_nodes = sum(block_sizes)
+    if inner_outputs is not None:
+        return num_nodes, num_nodes
+    return num_nodes - block_sizes[-1], num_nodes - block_sizes[0]
 
 
 def backward_edges(
-    num_nodes: int, num_inputs: int, num_outputs: int
+    num_sources: int, num_targets: int, num_inputs: int, num_outputs: int
 ) -> Bool[Array, "sources targets"]:
     """The edges that a random static graph may not draw, as the published code excludes them.
 
@@ -91,7 +108,7 @@ def backward_edges(
     j, those from `num_inputs + j * num_outputs` on, may not reach targets below
     `(j + 1) * num_outputs`.
     """
-    source = jnp.arange(num_nodes)[:, None]
-    target = jnp.arange(num_nodes)[None, :]
+    source = jnp.arange(num_sources)[:, None]
+    target = jnp.arange(num_targets)[None, :]
     step = (source - num_inputs) // num_outputs
     return (source >= num_inputs) & (target < (step + 1) * num_outputs)

@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from dnw_jax.edges import Rule, State
+from dnw_jax.edges import Rule, State, edge_budget
 from dnw_jax.graphs.initialization import uniform_fan_in
 
 
@@ -12,9 +12,10 @@ class RuleState(nnx.Variable):
 
 
 class EdgeGraph(nnx.Module):
-    """Every possible edge from `num_sources` to `num_targets` nodes, `num_edges` of them real.
+    """Every possible edge from `num_sources` to `num_targets` nodes, some of them real.
 
     Attributes:
+      sparsity: the share of edges that are not real; `num_edges` are.
       weight: float32 [sources, targets]; planes @ weight carries signal from sources to targets.
       state: the rule's state, or None.
     """
@@ -23,7 +24,7 @@ class EdgeGraph(nnx.Module):
         self,
         num_sources: int,
         num_targets: int,
-        num_edges: int,
+        sparsity: float,
         rule: Rule,
         *,
         forbidden: Bool[Array, "sources targets"] | None = None,
@@ -31,9 +32,10 @@ class EdgeGraph(nnx.Module):
     ):
         weight = uniform_fan_in(num_sources)(rngs.params(), (num_sources, num_targets))
         self.rule = rule
-        self.num_edges = num_edges
+        self.sparsity = sparsity
+        self.num_edges = edge_budget(weight.size, sparsity)
         self.weight = nnx.Param(weight)
-        state = rule.init(rngs.edges(), weight, num_edges, forbidden)
+        state = rule.init(rngs.edges(), weight, self.num_edges, forbidden)
         self.state = None if state is None else RuleState(state)
 
     def mask(self) -> Bool[Array, "sources targets"]:
@@ -46,5 +48,23 @@ class EdgeGraph(nnx.Module):
         """The weights that carry signal now, float32: chosen in full precision."""
         return self.rule(self.weight[...], self._state(), self.num_edges, train=train, key=key)
 
+    def advance(self, progress: Float[Array, ""]) -> None:
+        """Tells the rule at which part of the run, in (0, 1], the next update is."""
+        self._keep(
+            self.rule.advanced(self._state(), self.weight[...].size, self.num_edges, progress)
+        )
+
+    def adopt(self) -> None:
+        """Tells the rule that the weights were replaced by another run's."""
+        self._keep(self.rule.adopted(self.weight[...], self._state(), self.num_edges))
+
+    def penalty(self) -> Float[Array, ""] | float:
+        """What the rule adds to the loss."""
+        return self.rule.penalty(self.weight[...])
+
     def _state(self) -> State:
         return None if self.state is None else self.state[...]
+
+    def _keep(self, state: State) -> None:
+        # A new variable: assigning to the old one is spelt differently in Flax 0.11 and 0.12.
+        self.state = None if state is None else RuleState(state)

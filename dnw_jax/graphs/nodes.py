@@ -1,19 +1,19 @@
 """What a node does with its plane: normalise, ReLU, single-channel 3x3 convolution."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.initialization import uniform_fan_in
+from dnw_jax.graphs.norms import BatchNorm, instance_norm
 
 EVERY_NODE = slice(None)
 
 Planes = Float[Array, "batch height width nodes"]
+Fired = Float[Array, "batch out_height out_width nodes"]
 
 
 class NodeValues(NamedTuple):
@@ -37,33 +37,55 @@ class NodeValues(NamedTuple):
 
     def activate(self, planes: Planes) -> Planes:
         """ReLU, then each node's own 3x3 convolution, without bias."""
-        return depthwise_conv3x3(jax.nn.relu(planes), self.kernel.astype(planes.dtype))
+        return _activate(planes, self.kernel)
+
+
+def _activate(planes: Planes, kernel: Float[Array, "3 3 nodes"], stride: int = 1) -> Fired:
+    return depthwise_conv3x3(jax.nn.relu(planes), kernel.astype(planes.dtype), stride)
+
+
+@runtime_checkable
+class FiringNodes(Protocol):
+    """Nodes that a static graph can fire block by block."""
+
+    def fire(
+        self,
+        planes: Planes,
+        nodes: slice,
+        *,
+        train: bool,
+        stride: int = 1,
+    ) -> Fired:
+        """What the nodes of one block send: normalise, ReLU, convolution with `stride`."""
 
 
 class Nodes(nnx.Module):
-    """Trainable parameters of `num_nodes` nodes."""
+    """Trainable parameters of `num_nodes` nodes that normalise each image by itself."""
 
     def __init__(self, num_nodes: int, *, rngs: nnx.Rngs):
-        self.scale = nnx.Param(jnp.ones(num_nodes))
-        self.bias = nnx.Param(jnp.zeros(num_nodes))
+        self.scale = nnx.Param(jax.numpy.ones(num_nodes))
+        self.bias = nnx.Param(jax.numpy.zeros(num_nodes))
         self.kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, num_nodes)))
 
     def values(self) -> NodeValues:
         """The parameters as they are now, float32."""
         return NodeValues(self.scale[...], self.bias[...], self.kernel[...])
 
+    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> Fired:
+        """As `FiringNodes.fire`; training makes no difference."""
+        del train
+        values = self.values().of(nodes)
+        return _activate(values.normalise(planes), values.kernel, stride)
 
-def instance_norm(
-    planes: Float[Array, "batch height width nodes"],
-    scale: Float[Array, " nodes"],
-    bias: Float[Array, " nodes"],
-    epsilon: float = 1e-5,
-) -> Float[Array, "batch height width nodes"]:
-    """Gives each plane of each image mean 0 and variance 1 over its pixels, then scale and bias.
 
-    Statistics are float32 whatever the dtype of `planes`.
-    """
-    values = planes.astype(jnp.float32)
-    centred = values - jnp.mean(values, (1, 2), keepdims=True)
-    variance = jnp.mean(jnp.square(centred), (1, 2), keepdims=True)
-    return (centred * lax.rsqrt(variance + epsilon) * scale + bias).astype(planes.dtype)
+class BatchNormNodes(nnx.Module):
+    """Trainable parameters of `num_nodes` nodes that normalise over the batch."""
+
+    def __init__(self, num_nodes: int, *, rngs: nnx.Rngs):
+        self.norm = BatchNorm(num_nodes)
+        self.kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, num_nodes)))
+
+    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> Fired:
+        """As `FiringNodes.fire`; training uses the batch's statistics and remembers them."""
+        planes = self.norm(planes, train=train, channels=nodes)
+        return _activate(planes, self.kernel[..., nodes], stride)

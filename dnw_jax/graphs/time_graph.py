@@ -47,7 +47,7 @@ class TimeGraph(nnx.Module):
         self,
         num_nodes: int,
         num_outputs: int,
-        num_edges: int,
+        sparsity: float,
         rule: Rule,
         dynamics: Dynamics,
         *,
@@ -56,7 +56,7 @@ class TimeGraph(nnx.Module):
         self.num_outputs = num_outputs
         self.dynamics = dynamics
         self.nodes = Nodes(num_nodes, rngs=rngs)
-        self.edges = EdgeGraph(num_nodes, num_nodes, num_edges, rule, rngs=rngs)
+        self.edges = EdgeGraph(num_nodes, num_nodes, sparsity, rule, rngs=rngs)
 
     def __call__(
         self,

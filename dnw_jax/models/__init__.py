@@ -1,16 +1,20 @@
 """Models by name, and what every model that chooses edges can be asked."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
-from dnw_jax.edges import RULES, edge_budget
+from dnw_jax.edges import RULES, Rule
 from dnw_jax.graphs.blocked import BlockedGraph
 from dnw_jax.graphs.continuous_time import ContinuousTime
 from dnw_jax.graphs.discrete_time import DiscreteTime
 from dnw_jax.graphs.edge_graph import EdgeGraph
+from dnw_jax.graphs.nodes import Nodes
 from dnw_jax.graphs.time_graph import Dynamics, TimeGraph
+from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1, stages
 from dnw_jax.models.tiny import Graph, Stem, TinyClassifier
 
 
@@ -36,22 +40,58 @@ def _build_tiny(config: ConfigDict, rngs: nnx.Rngs) -> TinyClassifier:
 
 
 def _build_tiny_graph(model: ConfigDict, rngs: nnx.Rngs) -> Graph:
-    rule = RULES[model.edges]
-    num_edges = edge_budget(model.num_nodes**2, model.sparsity)
+    rule = _rule(model)
     if model.wiring == "static":
         inner = (model.num_nodes - model.num_inputs) // (model.depth - 1)
         sizes = (model.num_inputs, *[inner] * (model.depth - 1))
-        return BlockedGraph(sizes, model.num_outputs, num_edges, rule, rngs=rngs)
+        nodes = Nodes(model.num_nodes, rngs=rngs)
+        return BlockedGraph(
+            sizes, nodes, model.sparsity, rule, inner_outputs=model.num_outputs, rngs=rngs
+        )
     dynamics: Dynamics = DiscreteTime(model.depth)
     if model.wiring == "continuous":
         solver = model.solver
         dynamics = ContinuousTime(
             solver.name, solver.rtol, solver.atol, solver.step_size, solver.max_steps
         )
-    return TimeGraph(model.num_nodes, model.num_outputs, num_edges, rule, dynamics, rngs=rngs)
+    return TimeGraph(model.num_nodes, model.num_outputs, model.sparsity, rule, dynamics, rngs=rngs)
 
 
-_BUILDERS = {"tiny": _build_tiny}
+def _build_mbv1(config: ConfigDict, rngs: nnx.Rngs) -> MobileNetGraphs:
+    dataset, model = config.dataset, config.model
+    return MobileNetGraphs(
+        dataset.num_channels,
+        dataset.num_classes,
+        dataset.image_size,
+        model.sparsity,
+        _rule(model),
+        small=model.small,
+        stages=stages(model.width),
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
+def _build_mobilenet(config: ConfigDict, rngs: nnx.Rngs) -> MobileNetV1:
+    dataset = config.dataset
+    return MobileNetV1(
+        dataset.num_channels,
+        dataset.num_classes,
+        dataset.image_size,
+        config.model.width,
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
+def _rule(model: ConfigDict) -> Rule:
+    """The rule that the config names, with the settings that are its own."""
+    rule = RULES[model.edges]
+    names = [field.name for field in dataclasses.fields(rule)]
+    return dataclasses.replace(rule, **{name: model[name] for name in names})
+
+
+_BUILDERS = {"tiny": _build_tiny, "mbv1": _build_mbv1, "mobilenet": _build_mobilenet}
 
 
 def edge_layers(model: nnx.Module) -> dict[str, EdgeGraph]:

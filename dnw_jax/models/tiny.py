@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Key
 
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.initialization import uniform_fan_in
+from dnw_jax.graphs.norms import BatchNorm
+from dnw_jax.models.layers import convolution, linear
 
 
 @runtime_checkable
@@ -42,10 +44,7 @@ class TinyClassifier(nnx.Module):
         self.dtype = dtype
         self.stem = stem
         self.graph = graph
-        init = uniform_fan_in(num_outputs)
-        self.head = nnx.Linear(
-            num_outputs, num_classes, kernel_init=init, bias_init=init, rngs=rngs
-        )
+        self.head = linear(num_outputs, num_classes, rngs=rngs)
 
     def __call__(
         self,
@@ -75,12 +74,12 @@ class Stem(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = num_inputs // 2
-        self.conv = _convolution(num_channels, width, 3, stride=2, dtype=dtype, rngs=rngs)
-        self.conv_norm = _batch_norm(width, dtype=dtype, rngs=rngs)
+        self.conv = convolution(num_channels, width, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv_norm = BatchNorm(width)
         self.depthwise_kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, width)))
         self.depthwise_bias = nnx.Param(uniform_fan_in(9)(rngs.params(), (width,)))
-        self.mix = _convolution(width, num_inputs, 1, stride=1, dtype=dtype, rngs=rngs)
-        self.mix_norm = _batch_norm(num_inputs, dtype=dtype, rngs=rngs)
+        self.mix = convolution(width, num_inputs, 1, stride=1, dtype=dtype, rngs=rngs)
+        self.mix_norm = BatchNorm(num_inputs)
 
     def __call__(
         self,
@@ -89,10 +88,10 @@ class Stem(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "batch height width inputs"]:
         """Planes of a quarter of the images' height and width (rounded up)."""
-        x = jax.nn.relu(self.conv_norm(self.conv(images), use_running_average=not train))
+        x = jax.nn.relu(self.conv_norm(self.conv(images), train=train))
         x = depthwise_conv3x3(x, self.depthwise_kernel.astype(x.dtype), 2)
         x = self.mix(x + self.depthwise_bias.astype(x.dtype))
-        return self.mix_norm(x, use_running_average=not train)
+        return self.mix_norm(x, train=train)
 
 
 def central_average(
@@ -103,27 +102,3 @@ def central_average(
         slice(start, start + 2) for start in (max(size // 2 - 2, 0) for size in planes.shape[1:3])
     )
     return jnp.mean(planes[:, rows, columns], axis=(1, 2))
-
-
-def _convolution(
-    num_in: int, num_out: int, size: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Conv:
-    init = uniform_fan_in(num_in * size * size)
-    return nnx.Conv(
-        num_in,
-        num_out,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        kernel_init=init,
-        bias_init=init,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def _batch_norm(num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    # Running statistics keep 0.9 of the old value, as PyTorch's (Flax's own default is 0.99).
-    return nnx.BatchNorm(
-        num_features, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )

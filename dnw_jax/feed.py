@@ -1,0 +1,240 @@
+"""Where a run's batches come from: images on the device already, or photographs read meanwhile.
+
+Both make updates and evaluation batches; the loop does not know which it has.
+"""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from dnw_jax import data, devices
+from dnw_jax.data.facts import Statistics
+from dnw_jax.metrics import Sums
+from dnw_jax.train_state import TrainState, random_key, update
+
+# Steps that one program is made for; it makes any smaller number too.
+MAX_STEPS = 128
+
+Batch = dict[str, Array]
+
+
+class Feed(Protocol):
+    """Batches of a training and a test split.
+
+    Attributes:
+      skipped: damaged training examples that others stood for, since this start.
+      skipped_test: damaged test examples in the last evaluation.
+    """
+
+    skipped: int
+    skipped_test: int
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+
+    def advance(
+        self, state: TrainState, sums: Sums, step: int, count: int
+    ) -> tuple[TrainState, Sums]:
+        """`count` updates from `step` on; their examples join `sums`. Consumes the state."""
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every test example once: `image`, `label`, and `mask`, false for padding."""
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+
+
+def open_feed(config: ConfigDict, mesh: Mesh, *, train: bool = True) -> Feed:
+    """The feed of a config; without `train` for evaluation alone.
+
+    Raises:
+      UserError: the data are missing, damaged or not what the config says.
+    """
+    if config.dataset.name == "imagenet2012":
+        return PhotographFeed.of(config, mesh, train=train)
+    return ImageFeed.of(config, mesh, train=train)
+
+
+@dataclass
+class ImageFeed:
+    """Images that live on the device: many updates are one program."""
+
+    config: ConfigDict
+    mesh: Mesh
+    train: data.DeviceSplit | None
+    test: data.DeviceSplit
+    skipped: int = 0
+    skipped_test: int = 0
+
+    @classmethod
+    def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "ImageFeed":
+        """Reads the splits."""
+
+        def split(name: Any) -> data.DeviceSplit:
+            loaded = data.load_split(config.dataset, name)
+            return devices.replicate(data.DeviceSplit.of(loaded, config.dataset), mesh)
+
+        return cls(config, mesh, split("train") if train else None, split("test"))
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        assert self.train is not None
+        return len(self.train.labels)
+
+    def advance(
+        self, state: TrainState, sums: Sums, step: int, count: int
+    ) -> tuple[TrainState, Sums]:
+        """As `Feed.advance`."""
+        assert self.train is not None
+        indices = np.zeros((MAX_STEPS, self.config.batch_size), np.int32)
+        for row in range(count):
+            indices[row] = data.train_indices(
+                self.config.seed, step + row, self.num_examples, self.config.batch_size
+            )
+        spread = devices.split_batch(jnp.asarray(indices), self.mesh, axis=1)
+        return train_steps(state, sums, self.train, spread, count)
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """As `Feed.evaluation_batches`."""
+        for batch in data.evaluation_batches(len(self.test.labels), batch_size):
+            yield _evaluation_batch(self.test, *devices.split_batch(batch, self.mesh))
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def train_steps(
+    state: TrainState,
+    sums: Sums,
+    split: data.DeviceSplit,
+    indices: Int[Array, "steps batch"],
+    count: int,
+) -> tuple[TrainState, Sums]:
+    """`count` updates, at most as many as `indices` has rows; their examples join `sums`.
+
+    One program for any count: a run gives the same bits however it is cut into dispatches. The
+    state passed in is consumed.
+    """
+    augmentation_key = random_key(state.seed, "augmentation")
+    batch_size = indices.shape[1]
+
+    def one(row: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+        state, sums = carry
+        start = state.step.astype(jnp.uint32) * batch_size
+        positions = start + jnp.arange(batch_size, dtype=jnp.uint32)
+        state, new_sums = update(
+            state, split.train_batch(indices[row], positions, augmentation_key)
+        )
+        return state, sums + new_sums
+
+    return lax.fori_loop(0, count, one, (state, sums))
+
+
+@jax.jit
+def _evaluation_batch(split: data.DeviceSplit, indices: Array, mask: Array) -> Batch:
+    return split.evaluation_batch(indices, mask)
+
+
+@dataclass
+class PhotographFeed:
+    """Photographs that are decoded while the device computes: each update is one dispatch."""
+
+    config: ConfigDict
+    mesh: Mesh
+    train: data.Photographs | None
+    test: data.Photographs
+    skipped: int = 0
+    skipped_test: int = 0
+    _reader: Generator[tuple[Batch, int]] | None = None
+    _batches: Iterator[tuple[Batch, int]] | None = None
+    _program: Any = None
+
+    @classmethod
+    def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "PhotographFeed":
+        """Opens the splits."""
+        photographs = data.Photographs.of(config.dataset, "train") if train else None
+        return cls(config, mesh, photographs, data.Photographs.of(config.dataset, "test"))
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        assert self.train is not None
+        return len(self.train)
+
+    def advance(
+        self, state: TrainState, sums: Sums, step: int, count: int
+    ) -> tuple[TrainState, Sums]:
+        """As `Feed.advance`; the steps follow each other. The first call compiles."""
+        if self._program is None:
+            self._reader = self._read_ahead(range(step, state.total_steps))
+            first = next(self._reader)
+            self._batches = itertools.chain([first], self._reader)
+            self._program = _train_on.lower(state, sums, first[0]).compile()
+        assert self._batches is not None
+        for _ in range(count):
+            batch, skipped = next(self._batches)
+            state, sums = self._program(state, sums, batch)
+            self.skipped += skipped
+        return state, sums
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """As `Feed.evaluation_batches`."""
+        rows = devices.rows_of_this_host(batch_size)
+        self.skipped_test = 0
+        for batch in self.test.evaluation_batches(batch_size, rows):
+            on_devices, skipped = self._to_devices(batch)
+            self.skipped_test += skipped
+            yield on_devices
+
+    def close(self) -> None:
+        """As `Feed.close`."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _read_ahead(self, steps: range) -> Generator[tuple[Batch, int]]:
+        """Batches on the devices, one ahead of the one that is used, and `skipped` of each."""
+        assert self.train is not None
+        batch_size = self.config.batch_size
+        rows = devices.rows_of_this_host(batch_size)
+        batches = self.train.train_batches(self.config.seed, batch_size, steps, rows)
+        ready = None
+        with contextlib.closing(batches):
+            for batch in batches:
+                following = self._to_devices(batch)
+                if ready is not None:
+                    yield ready
+                ready = following
+        if ready is not None:
+            yield ready
+
+    def _to_devices(self, batch: data.HostBatch) -> tuple[Batch, int]:
+        # Copies: the arrays are shared memory, which the workers' end must find unused.
+        rows = {name: np.array(array) for name, array in batch.items() if name != "skipped"}
+        statistics = data.STATISTICS[self.config.dataset.name]
+        batch_on_devices = devices.batch_of_hosts(rows, self.mesh)
+        return _normalised(batch_on_devices, statistics), int(batch["skipped"])
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _train_on(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
+    state, new_sums = update(state, batch)
+    return state, sums + new_sums
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normalised(batch: Batch, statistics: Statistics) -> Batch:
+    return {**batch, "image": data.normalise(batch["image"], *statistics)}
