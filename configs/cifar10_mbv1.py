@@ -21,6 +21,10 @@ trained complete graph, configs/cifar10_mbv1.py:edges=complete with --workdir=ru
                           --config.init_from=runs/complete
     ... at a lower rate   --config.optimizer.learning_rate=0.01                         89.7 %
                           --config.optimizer.learning_rate=0.001                        88.7 %
+
+Run time: not run whole. 200 steps with --config.batch_size=32 and their evaluation: 1 to 5 minutes
+on two CPU cores that did other work too.
+Test accuracy: as above, after 160 epochs; seen after those 200 steps: 21 % (dnw) to 38 %.
 """
 
 from ml_collections import ConfigDict

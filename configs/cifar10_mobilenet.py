@@ -3,6 +3,7 @@
     python -m dnw_jax.main --config=configs/cifar10_mobilenet.py --workdir=runs/cifar10_mobilenet
 
 The data is looked for where TFDS keeps it; elsewhere: --config.dataset.data_dir=FOLDER.
+Run time: not run whole; 160 epochs of 391 steps.
 Test accuracy: the paper gives 86.3 % for width=0.25.
 """
 

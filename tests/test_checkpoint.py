@@ -393,10 +393,17 @@ def test_a_save_killed_half_way_is_no_checkpoint(tmp_path, moment):
 
 
 def test_a_deletion_killed_half_way_leaves_no_checkpoint(tmp_path):
-    save_steps(tmp_path, {0: None})
+    save_steps(tmp_path, {1: None})
     for number in range(5000):  # takes its time to delete
-        (tmp_path / "0" / f"file{number}").touch()
+        (tmp_path / "1" / f"file{number}").touch()
     process = subprocess.Popen([sys.executable, "-c", SAVE_UNTIL_KILLED, str(tmp_path)])
-    kill_when(process, lambda: not (tmp_path / "0" / "file0").exists())
-    assert 0 not in Checkpoints(tmp_path).steps
-    assert Checkpoints(tmp_path).best == 1
+    kill_when(process, lambda: not (tmp_path / "1" / "file0").exists())
+    assert 1 not in Checkpoints(tmp_path).steps
+    assert Checkpoints(tmp_path).best == 2
+
+
+def test_step_0_is_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in range(4):
+            checkpoints.save(step, {"x": step})
+    assert checkpoints.steps == [0, 3]

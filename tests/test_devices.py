@@ -25,7 +25,7 @@ assert jax.device_count() == 8
 folder = Path(sys.argv[1])
 for wiring in {WIRINGS!r}:
     run(folder / wiring, model__wiring=wiring, **{FIELDS!r})
-print("---")
+print("======")
 for mode in ("train", "evaluate"):
     flags = arguments(folder / "static", batch_size="36", **{FIELDS!r})
     print("exit code", main([*flags, "--mode=" + mode]))
@@ -88,7 +88,7 @@ def test_all_devices_are_used_and_told(eight: tuple[Path, str, str]) -> None:
 
 def test_a_batch_that_cannot_be_split_is_refused(eight: tuple[Path, str, str]) -> None:
     """For training; evaluation fills it up."""
-    trained, _, evaluated = eight[1].split("---\n")[1].partition("exit code 2\n")
+    trained, _, evaluated = eight[1].split("======\n")[1].partition("exit code 2\n")
     assert trained == ""
     assert evaluated.endswith("over 200 examples\nexit code 0\n")
     assert eight[2] == "error: batch_size is 36; it must be a multiple of 8 (the devices)\n"

@@ -27,8 +27,9 @@ from small_runs import (
 import dnw_jax
 from dnw_jax import data, devices
 from dnw_jax.config import from_json
+from dnw_jax.feed import ImageFeed
 from dnw_jax.main import main
-from dnw_jax.train import TrainState, create_train_state, evaluate_split, evaluate_step, train_step
+from dnw_jax.train import TrainState, create_train_state, evaluate_all, evaluate_step, train_step
 from dnw_jax.train_state import random_key
 from dnw_jax.workdir import load_state
 
@@ -137,7 +138,7 @@ def test_a_step_tells_the_loss_and_accuracy_before_it(
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
     hits = np.argmax(logits, axis=1) == batch["label"]
     np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
-    assert set(metrics) == {"loss", "accuracy"}
+    assert set(metrics) == {"loss", "accuracy", "accuracy_top5"}
 
 
 def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
@@ -195,7 +196,8 @@ def test_evaluation_sees_every_example_once(trained: Path, batch_size: int) -> N
     state, config = load_state(trained)
     split = data.load_split(config.dataset, "test")
     on_device = data.DeviceSplit.of(split, config.dataset)
-    values = evaluate_split(state, on_device, batch_size, devices.data_mesh())
+    mesh = devices.data_mesh()
+    values = evaluate_all(state, ImageFeed(config, mesh, None, on_device), batch_size, mesh)
     loss, accuracy = averages(state.model(), split)
     np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(values["accuracy"], accuracy, rtol=1e-6)
@@ -218,6 +220,7 @@ def test_evaluate_mode(
     np.testing.assert_allclose(evaluation.pop("loss"), last["loss"], rtol=1e-6)
     assert evaluation == {
         "accuracy": last["accuracy"],
+        "accuracy_top5": last["accuracy_top5"],
         "num_examples": 200,
         "step": 100,
         "changed": ["batch_size: 64 != 33"],
