@@ -6,6 +6,7 @@ A batch is a pure function of the seed and the step: workers, hosts and resumpti
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -215,12 +216,23 @@ def _signals_kept_from_workers() -> Iterator[None]:
 
     The parent saves when it is interrupted, and needs its workers for that; it ends them.
     """
-    resource_tracker.ensure_running()  # its start, on its own, would unblock both
+    _start_resource_tracker()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Starts it before the signals are blocked: its start would unblock them.
+
+    It frees what shared memory Grain leaves when it ends; a warning about that helps nobody.
+    """
+    quiet = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(quiet)  # processes are started with these
+    resource_tracker.ensure_running()
+    sys.warnoptions.remove(quiet)
 
 
 def _prepare_worker(index: int, count: int) -> None:
