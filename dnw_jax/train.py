@@ -189,14 +189,14 @@ class Run:
         epoch = step / self.plan.per_epoch
         self.writer.scalars(step, epoch, "test", values)
         layout.write_evaluation(self.workdir, {**values, "step": step, "changed": []})
-        for name, layer in edge_layers(state.model()).items():
+        layers = edge_layers(state.model())
+        for name, layer in layers.items():
             picture = adjacency_picture(np.asarray(layer.weight[...]), np.asarray(masks[name]))
             self.writer.picture(step, name, picture)
         self.bar.line(
             f"epoch {epoch:.4g}/{self.plan.total / self.plan.per_epoch:.4g} (step {step}): "
             f"test loss {values['loss']:.4f}, test accuracy {values['accuracy']:.2%}"
         )
-        layers = edge_layers(state.model())
         annealing = self.config.model.get("edges") == "l1_anneal" and any(
             int(mask.sum()) > layers[name].num_edges for name, mask in masks.items()
         )

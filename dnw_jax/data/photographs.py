@@ -32,14 +32,6 @@ def evaluation_image(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def centred_image(
-    encoded: bytes, size: int, rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size 3"]:
-    """As `evaluation_image`, in the place of `training_image`."""
-    del rng
-    return evaluation_image(encoded, size)
-
-
 def training_image(
     encoded: bytes, size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size size 3"]:

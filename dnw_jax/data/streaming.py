@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from dnw_jax.data.batches import train_indices
 from dnw_jax.data.facts import check_fields
-from dnw_jax.data.photographs import centred_image, evaluation_image, training_image
+from dnw_jax.data.photographs import evaluation_image, training_image
 from dnw_jax.data.prepared import open_source, reason
 from dnw_jax.errors import UserError
 
@@ -127,8 +127,10 @@ class TrainBatch:
         def transform(encoded: bytes) -> np.ndarray:
             # The shuffle draws from (seed, epoch).
             rng = np.random.default_rng((self.seed, position, _AUGMENTATION))
-            cut = training_image if dataset.random_resized_crop else centred_image
-            image = cut(encoded, dataset.image_size, rng)
+            if dataset.random_resized_crop:
+                image = training_image(encoded, dataset.image_size, rng)
+            else:
+                image = evaluation_image(encoded, dataset.image_size)
             return image[:, ::-1] if dataset.flip and rng.uniform() < 0.5 else image
 
         for skipped in range(len(self.photographs)):

@@ -84,15 +84,7 @@ class MobileNetGraphs(nnx.Module):
         self.dtype = dtype
         self.num_graphs = len(stages)
         self.stem_stride = _stem_stride(image_size)
-        self.stem = convolution(
-            num_channels,
-            stages[0].num_inputs,
-            3,
-            stride=self.stem_stride,
-            use_bias=False,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.stem = _stem(num_channels, stages[0].num_inputs, self.stem_stride, dtype, rngs)
         for index, stage in enumerate(stages):
             nodes = BatchNormNodes(sum(stage.block_sizes[:-1]), rngs=rngs)
             graph = BlockedGraph(
@@ -155,6 +147,14 @@ def _global_average(
     return jnp.mean(planes.astype(jnp.float32), (1, 2))
 
 
+def _stem(
+    num_channels: int, num_out: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
+    return convolution(
+        num_channels, num_out, 3, stride=stride, use_bias=False, dtype=dtype, rngs=rngs
+    )
+
+
 def _stem_stride(image_size: int) -> int:
     return 1 if image_size <= _SMALL_IMAGES else 2
 
@@ -193,15 +193,7 @@ class MobileNetV1(nnx.Module):
         self.dtype = dtype
         num_in = int(32 * width)
         self.stem_stride = _stem_stride(image_size)
-        self.stem = convolution(
-            num_channels,
-            num_in,
-            3,
-            stride=self.stem_stride,
-            use_bias=False,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.stem = _stem(num_channels, num_in, self.stem_stride, dtype, rngs)
         self.norm = BatchNorm(num_in)
         for index, (channels, stride) in enumerate(_LAYERS):
             num_out = int(channels * width)
