@@ -12,13 +12,17 @@ from dnw_jax.version import __version__
 if TYPE_CHECKING:
     from dnw_jax.config import load_config
     from dnw_jax.deploy.profile import profile
-    from dnw_jax.edges import edge_budget, edge_mask, top_edges
+    from dnw_jax.edges import SparsitySchedule, edge_budget, edge_mask, sparsify, top_edges
     from dnw_jax.errors import UserError
+    from dnw_jax.graphs.sparse_layer import SparseConv, SparseLinear
     from dnw_jax.models import build_model, wiring
     from dnw_jax.reference import load_reference
     from dnw_jax.workdir import load
 
 _HOMES = {
+    "SparseConv": "graphs.sparse_layer",
+    "SparseLinear": "graphs.sparse_layer",
+    "SparsitySchedule": "edges",
     "UserError": "errors",
     "build_model": "models",
     "edge_budget": "edges",
@@ -27,11 +31,15 @@ _HOMES = {
     "load_config": "config",
     "load_reference": "reference",
     "profile": "deploy.profile",
+    "sparsify": "edges",
     "top_edges": "edges",
     "wiring": "models",
 }
 
 __all__ = [
+    "SparseConv",
+    "SparseLinear",
+    "SparsitySchedule",
     "UserError",
     "__version__",
     "build_model",
@@ -41,6 +49,7 @@ __all__ = [
     "load_config",
     "load_reference",
     "profile",
+    "sparsify",
     "top_edges",
     "wiring",
 ]

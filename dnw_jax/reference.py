@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
 from dnw_jax.models.mobilenet import stages
+from dnw_jax.models.resnet import ARCHS
 
 Shape = tuple[int, ...]
 
@@ -33,6 +34,7 @@ _CONV = Layout(
     lambda a: a.transpose(2, 3, 1, 0), lambda shape: (shape[3], shape[2], shape[0], shape[1])
 )
 # [nodes, 1, height, width] -> [height, width, nodes]
+_ABSOLUTE_CONV = Layout(lambda a: abs(_CONV.to_ours(a)), _CONV.reference_shape)
 _DEPTHWISE = Layout(
     lambda a: a[:, 0].transpose(1, 2, 0), lambda shape: (shape[2], 1, shape[0], shape[1])
 )
@@ -152,7 +154,7 @@ def _tiny_sources(config: ConfigDict) -> Sources:
         ("stem", "mix", "kernel"): Source(("downsample.4.weight",), _CONV),
         ("stem", "mix", "bias"): Source(("downsample.4.bias",), _VECTOR),
         **_batch_norm(("stem", "mix_norm"), "downsample.5"),
-        **_edges(("graph",), f"{node_prefix}graph", config),
+        **_edges(("graph", "edges", "weight"), f"{node_prefix}graph", config),
         ("graph", "nodes", "kernel"): Source((f"{node_prefix}conv.weight",), _DEPTHWISE),
         **_linear(("head",), "fc"),
     }
@@ -191,10 +193,10 @@ def _mbv1_sources(config: ConfigDict) -> Sources:
         sources |= {
             (graph, "nodes", "kernel"): Source(kernels, _DEPTHWISE, kernel_sizes),
             **_batch_norm((graph, "nodes", "norm"), f"{theirs}.norm", sizes),
-            **_edges((graph,), f"{theirs}.graph", config),
+            **_edges((graph, "edges", "weight"), f"{theirs}.graph", config),
         }
     if config.model.small:
-        return sources | _edges(("head",), "linear.graph", config)
+        return sources | _edges(("head", "kernel"), "linear.graph", config)
     return sources | _linear(("head",), "linear")
 
 
@@ -217,13 +219,37 @@ def _mobilenet_sources(config: ConfigDict) -> Sources:
     return sources
 
 
+def _resnet_sources(config: ConfigDict) -> Sources:
+    """Our variable's path -> where it comes from: the names are the published ones."""
+    arch = ARCHS[config.model.arch]
+    # Under targeted dropout as in `_edges`.
+    dropout = config.model.edges.startswith("targeted_dropout")
+    layout = _ABSOLUTE_CONV if dropout else _CONV
+
+    def convolution(name: str) -> Sources:
+        return {(*name.split("."), "kernel"): Source((f"{name}.weight",), layout)}
+
+    def norm(name: str) -> Sources:
+        return _batch_norm(tuple(name.split(".")), name)
+
+    sources = {**convolution("conv1"), **norm("bn1"), **convolution("fc")}
+    for layer, num_blocks in enumerate(arch.blocks, start=1):
+        for index in range(num_blocks):
+            block = f"layer{layer}.{index}"
+            for each in range(1, 4 if arch.bottleneck else 3):
+                sources |= convolution(f"{block}.conv{each}") | norm(f"{block}.bn{each}")
+            if index == 0 and (layer > 1 or arch.bottleneck):
+                sources |= convolution(f"{block}.downsample.0") | norm(f"{block}.downsample.1")
+    return sources
+
+
 def _edges(path: Variable, name: str, config: ConfigDict) -> Sources:
     """An edge matrix, and the mask of the rules that keep one."""
     # Under targeted dropout the published code computes with |w|, whatever the signs it keeps.
     layout = _ABSOLUTE if config.model.edges.startswith("targeted_dropout") else _EDGES
-    sources = {(*path, "edges", "weight"): Source((f"{name}.weight",), layout)}
+    sources = {path: Source((f"{name}.weight",), layout)}
     if config.model.edges in ("random", "fine_tune", "lottery_ticket"):
-        sources[(*path, "edges", "state")] = Source((f"{name}.mask",), _EDGES)
+        sources[(*path[:-1], "state")] = Source((f"{name}.mask",), _EDGES)
     return sources
 
 
@@ -234,4 +260,9 @@ def _linear(path: Variable, name: str) -> Sources:
     }
 
 
-_SOURCES = {"tiny": _tiny_sources, "mbv1": _mbv1_sources, "mobilenet": _mobilenet_sources}
+_SOURCES = {
+    "tiny": _tiny_sources,
+    "mbv1": _mbv1_sources,
+    "mobilenet": _mobilenet_sources,
+    "resnet": _resnet_sources,
+}

@@ -147,6 +147,7 @@ EDGES = (
     "fine_tune",
     "lottery_ticket",
     "l1_anneal",
+    "constant_fan_in",
 )
 
 # Of every model that chooses edges.
@@ -239,6 +240,18 @@ MODELS |= {
         rules=(NEEDS_TRAINED,),
     ),
     "mobilenet": Model(fields={"model.width": number(0.25, ">= 1/32", lambda x: x >= 1 / 32)}),
+    # Sparse convolutions.
+    "resnet": Model(
+        fields={
+            "model.arch": choice("resnet50", "resnet18", "resnet34", "resnet101", "resnet152"),
+            "model.sparsity": fraction(0.9),
+            "model.first_layer": choice("sparse", "dense"),
+            "model.small_images": flag(False),  # a 3x3 stem without stride or pooling
+            "model.width": number(1.0, ">= 1/32", lambda x: x >= 1 / 32),
+            **RULE_FIELDS,
+        },
+        rules=(NEEDS_TRAINED,),
+    ),
 }
 
 SHARED = {
@@ -268,6 +281,8 @@ SHARED = {
     "optimizer.learning_rate": at_least_0(0.1),
     "optimizer.momentum": fraction(0.9),
     "optimizer.weight_decay": at_least_0(1e-4),
+    # Parameters whose path contains this are not decayed; nothing: all are.
+    "optimizer.no_decay": Field("", str, 'a part of paths such as "bn", or nothing'),
     "optimizer.nesterov": flag(False),
     "schedule.name": choice("multistep", "cosine", "linear", "exponential", "constant"),
     # Multistep only. Below 1 a fraction of the run, else an epoch.
@@ -275,6 +290,8 @@ SHARED = {
         (0.5, 0.75), tuple, "numbers > 0, each larger than the one before", is_milestones, float
     ),
     "schedule.factor": number(0.1, "in (0, 1]", lambda x: 0 < x <= 1),  # multistep, exponential
+    "schedule.warmup_epochs": at_least_0(0.0),  # the rate rises linearly; then the schedule begins
+    "schedule.per_epoch": flag(False),  # the rate changes at the start of an epoch only
     "loss.label_smoothing": fraction(0.0),
     "ema.decay": fraction(0.0),  # of the average of the parameters that is evaluated; 0: none
     "evaluate.every_steps": integer(0, 0),  # 0: at the end of each epoch
@@ -293,6 +310,11 @@ SHARED_RULES = (
         ("dataset.crop_padding", "dataset.image_size"),
         "crop_padding must be smaller than image_size, else a crop may show nothing",
         lambda padding, size: padding < size,
+    ),
+    Rule(
+        ("schedule.warmup_epochs", "num_epochs", "num_steps"),
+        "warmup_epochs must be smaller than num_epochs",
+        lambda warmup, epochs, steps: steps is not None or warmup < epochs,
     ),
 )
 

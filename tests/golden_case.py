@@ -11,9 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from flax import traverse_util
 
 import dnw_jax
-from dnw_jax.graphs.edge_graph import EdgeGraph
+from dnw_jax.graphs.sparse_layer import SparseLayer
 from dnw_jax.models import edge_layers
 from dnw_jax.train import TrainState, create_train_state, train_step
 
@@ -36,7 +37,12 @@ MOBILENETS = {
 }
 # In training it draws random numbers.
 DROPOUT = {"mbv1_cifar_td_eval": "cifar10_mbv1.py:edges=targeted_dropout"}
-CASES = TINY | MOBILENETS | DROPOUT
+RESNETS = {
+    "resnet50_allsparse10": "imagenet_resnet.py",
+    "resnet50_ignorefirst20": "imagenet_resnet.py:sparsity=0.8,first_layer=dense",
+    "resnet18_dense": "imagenet_resnet.py:arch=resnet18,edges=complete",
+}
+CASES = TINY | MOBILENETS | DROPOUT | RESNETS
 
 
 class Case:
@@ -50,6 +56,9 @@ class Case:
             f"{CONFIGS / CASES[name]}",
             {
                 "schedule.name": "constant",
+                "schedule.warmup_epochs": "0",
+                "loss.label_smoothing": "0",
+                "optimizer.no_decay": "",
                 "optimizer.learning_rate": str(self.settings["lr"]),
                 "optimizer.momentum": str(self.settings["momentum"]),
                 "optimizer.weight_decay": str(self.settings["weight_decay"]),
@@ -68,13 +77,18 @@ class Case:
         """Whether training draws random numbers."""
         return self.name in DROPOUT
 
+    @property
+    def rounds_relus(self) -> bool:
+        """Whether rounding decides some ReLUs and the gradients: see golden/README.md."""
+        return self.name == "resnet50_allsparse10"
+
     @cached_property
-    def edge_layers(self) -> dict[str, EdgeGraph]:
+    def edge_layers(self) -> dict[str, SparseLayer]:
         return edge_layers(self.model)
 
     def reference_name(self, name: str) -> str:
         """Of a layer that chooses edges."""
-        if self.config.model.name == "tiny":
+        if self.config.model.name in ("tiny", "resnet"):
             return name
         return "linear.graph" if name == "head" else name.replace("graph_", "layers.") + ".graph"
 
@@ -120,9 +134,10 @@ class Case:
         return np.asarray(_logits(state, self.batch(0)["image"], train))
 
     def run(self, state: TrainState) -> list[tuple[TrainState, dict[str, jax.Array]]]:
-        """State and metrics after steps 0, 1, 2; of the continuous case only the first."""
+        """State and metrics after steps 0, 1, 2; after 0 alone where later ones do not compare."""
         done = []
-        for step in range(1 if self.continuous else self.settings["steps"]):
+        first_alone = self.continuous or self.name in RESNETS
+        for step in range(1 if first_alone else self.settings["steps"]):
             done.append(train_step(state, self.batch(step)))
             state = done[-1][0]
         return done
@@ -163,7 +178,8 @@ def _logits(state, images, train):
 
 def reference_layout(params: dict, config) -> dict[str, np.ndarray]:
     """Trained arrays, nested as our modules, by the reference's names and as PyTorch lays out."""
-    layout = {"tiny": _tiny, "mbv1": _mbv1, "mobilenet": _mobilenet}[config.model.name]
+    layouts = {"tiny": _tiny, "mbv1": _mbv1, "mobilenet": _mobilenet, "resnet": _resnet}
+    layout = layouts[config.model.name]
     return {name: np.asarray(array) for name, array in layout(params, config).items()}
 
 
@@ -223,7 +239,7 @@ def _mbv1(params: dict, config) -> dict:
         for block, (start, end) in enumerate(itertools.pairwise(bounds)):
             arrays |= _norm(f"{name}.norm.{block}", graph["nodes"]["norm"], slice(start, end))
     if config.model.small:
-        return arrays | {"linear.graph.weight": _edges(params["head"]["edges"]["weight"])}
+        return arrays | {"linear.graph.weight": _edges(params["head"]["kernel"])}
     head = {"weight": np.transpose(params["head"]["kernel"]), "bias": params["head"]["bias"]}
     return arrays | {f"linear.{name}": array for name, array in head.items()}
 
@@ -244,4 +260,16 @@ def _mobilenet(params: dict, config) -> dict:
             f"{name}.conv2.weight": _conv(layer["mix"]["kernel"]),
             **_norm(f"{name}.bn2", layer["mix_norm"]),
         }
+    return arrays
+
+
+def _resnet(params: dict, config) -> dict:
+    del config
+    arrays = {}
+    for path, array in traverse_util.flatten_dict(params).items():
+        name, kind = ".".join(path[:-1]), path[-1]
+        if kind == "kernel":
+            arrays[f"{name}.weight"] = _conv(array)
+        else:
+            arrays[f"{name}.{'weight' if kind == 'scale' else kind}"] = array
     return arrays

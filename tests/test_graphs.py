@@ -273,7 +273,7 @@ def test_a_random_static_graph_draws_none_of_them() -> None:
     rngs = nnx.Rngs(0)
     nodes, sparsity = Nodes(28, rngs=rngs), 1 - 150 / 28**2
     module = BlockedGraph(sizes, nodes, sparsity, RULES["random"], inner_outputs=5, rngs=rngs)
-    mask = np.asarray(module.edges.mask())
+    mask = np.asarray(module.edges.real_edges())
     assert np.count_nonzero(mask) == 150
     assert not np.any(mask & np.asarray(backward_edges(28, 28, 4, 5)))
 

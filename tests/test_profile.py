@@ -30,7 +30,7 @@ def test_dead_parts_do_not_matter(inner_outputs: int | None, needed: tuple[bool,
     """Without the dead edges every needed output is the same; without any live one it is not."""
     sizes = [3, 4, 3, 2]
     graph = blocked(sizes, inner_outputs)
-    mask = np.asarray(graph.edges.mask())
+    mask = np.asarray(graph.edges.real_edges())
     weights = np.where(mask, np.asarray(graph.edges.weight[...]), 0)
     live = live_in_blocks(graph, mask, np.array(needed))
     assert np.all(mask | ~live.edges)

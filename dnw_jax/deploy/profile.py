@@ -13,9 +13,9 @@ from dnw_jax.deploy.liveness import Live, live_in_blocks, live_in_time
 from dnw_jax.errors import UserError
 from dnw_jax.graphs.blocked import BlockedGraph
 from dnw_jax.graphs.discrete_time import DiscreteTime
-from dnw_jax.graphs.edge_graph import EdgeGraph
+from dnw_jax.graphs.sparse_layer import SparseLayer, SparseLinear
 from dnw_jax.graphs.time_graph import TimeGraph
-from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1, SparseHead
+from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1
 from dnw_jax.models.tiny import TinyClassifier
 
 Convention = Literal["executed", "reference"]
@@ -131,7 +131,7 @@ def _(model: TinyClassifier, image_size: int) -> Sequence[Row]:
 def _tiny_graph(model: TinyClassifier, num_outputs: int, size: int) -> tuple[Row, int]:
     graph = model.graph
     assert isinstance(graph, BlockedGraph | TimeGraph)
-    mask = np.array(graph.edges.mask())
+    mask = np.array(graph.edges.real_edges())
     num_inputs = model.stem.mix.out_features
     if isinstance(graph, BlockedGraph):
         steps = [live_in_blocks(graph, mask, np.ones(num_outputs, bool))]
@@ -172,7 +172,7 @@ def _(model: MobileNetGraphs, image_size: int) -> Sequence[Row]:
     needed = features
     for index in reversed(range(model.num_graphs)):
         graph: BlockedGraph = getattr(model, f"graph_{index}")
-        live = live_in_blocks(graph, np.asarray(graph.edges.mask()), needed)
+        live = live_in_blocks(graph, np.asarray(graph.edges.real_edges()), needed)
         num_inputs = graph.block_sizes[0]
         row, _ = _graph_row(f"graph_{index}", [live], live.nodes, num_inputs, sizes[index + 1])
         rows.insert(0, row)
@@ -184,10 +184,10 @@ def _(model: MobileNetGraphs, image_size: int) -> Sequence[Row]:
 
 def _head(model: MobileNetGraphs) -> tuple[Row, np.ndarray]:
     """The last layer, and which features it listens to."""
-    if not isinstance(model.head, SparseHead):
+    if not isinstance(model.head, SparseLinear):
         num_features, num_classes = model.head.in_features, model.head.out_features
         return _dense_head("head", num_features, num_classes), np.ones(num_features, bool)
-    mask = np.asarray(model.head.edges.mask())
+    mask = np.asarray(model.head.real_edges())
     edges, features = int(mask.sum()), np.any(mask, axis=1)
     row = Row("head", edges, edges, len(mask), int(features.sum()), edges=edges)
     return row, features
@@ -215,7 +215,7 @@ def _reference_rows(model: MobileNetGraphs) -> Sequence[Row]:
     for index in range(model.num_graphs):
         graph: BlockedGraph = getattr(model, f"graph_{index}")
         num_inputs, num_outputs = graph.block_sizes[0], graph.block_sizes[-1]
-        mask = np.asarray(graph.edges.mask())
+        mask = np.asarray(graph.edges.real_edges())
         edges = _reference_edges(graph.edges)
         nodes, inputs = (
             int(np.any(mask, axis=1).sum()),
@@ -239,15 +239,15 @@ def _reference_rows(model: MobileNetGraphs) -> Sequence[Row]:
         )
         outputs = int(np.any(mask[:, -num_outputs:], axis=0).sum())
     pool = Row("average", 0, outputs * sizes[-1] ** 2)
-    if isinstance(model.head, SparseHead):
-        edges = int(_reference_edges(model.head.edges))
+    if isinstance(model.head, SparseLinear):
+        edges = int(_reference_edges(model.head))
         return [*rows, pool, Row("head", edges, edges, edges=edges)]
     weights = outputs * model.head.out_features
     return [*rows, pool, Row("head", weights, weights)]
 
 
-def _reference_edges(edges: EdgeGraph) -> float:
-    return edges.weight[...].size * (1 - edges.sparsity)
+def _reference_edges(edges: SparseLayer) -> float:
+    return edges.weights.size * (1 - edges.sparsity)
 
 
 def _sizes(model: MobileNetGraphs, image_size: int) -> list[int]:

@@ -1,83 +1,20 @@
-"""Every way to choose a wiring: a small dataclass each, one call signature, explicit state.
+"""The paper's ways to choose a wiring (Table 3), a small dataclass each: see `rule.Rule`."""
 
-`rule.init` gives the state that a rule keeps (the fixed mask of a random graph; nothing for most),
-which is never trained. `rule.mask` tells which edges are real. Calling the rule gives the
-weights that carry signal in this forward pass, with the rule's own gradient. The names are those
-of the paper's Table 3.
-"""
-
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dnw_jax.edges.budget import annealed_budget
+from dnw_jax.edges.rule import Rule, State, only
 from dnw_jax.edges.select import edge_mask
 from dnw_jax.edges.straight_through import top_edges
-
-State = Array | None  # most rules keep none
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What the rules share; each replaces only what differs.
-
-    No state; the top k edges are real, chosen anew at each call; only real edges learn.
-    """
-
-    def init(
-        self,
-        key: Key[Array, ""],
-        weights: Float[Array, "*shape"],
-        num_edges: int,
-        forbidden: Bool[Array, "*shape"] | None = None,
-    ) -> State:
-        """State for a new layer. Edges marked in `forbidden` are never drawn at random."""
-        del key, weights, num_edges, forbidden
-        return None
-
-    def mask(
-        self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
-    ) -> Bool[Array, "*shape"]:
-        """The real edges; `num_edges` as in `edge_mask`."""
-        del state
-        return edge_mask(weights, num_edges)
-
-    def __call__(
-        self,
-        weights: Float[Array, "*shape"],
-        state: State,
-        num_edges: Int[Array, ""] | int,
-        *,
-        train: bool = False,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "*shape"]:
-        """The weights that carry signal; `key` is needed only where training draws numbers."""
-        del train, key
-        return _only(self.mask(weights, state, num_edges), weights)
-
-    def advanced(
-        self, state: State, size: int, num_edges: int, progress: Float[Array, ""]
-    ) -> State:
-        """The state for an update at `progress` in (0, 1] of the run; `size`: edges possible."""
-        del size, num_edges, progress
-        return state
-
-    def adopted(self, weights: Float[Array, "*shape"], state: State, num_edges: int) -> State:
-        """The state for a run that starts from another run's trained `weights`."""
-        del weights, num_edges
-        return state
-
-    def penalty(self, weights: Float[Array, "*shape"]) -> Float[Array, ""] | float:
-        """What is added to the loss."""
-        del weights
-        return 0.0
-
-
-def _only(mask: Bool[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return jnp.where(mask, weights, jnp.zeros_like(weights))
+from dnw_jax.edges.structured import ConstantFanIn, NOfM, top_of_each_target
 
 
 @dataclass(frozen=True)
@@ -120,14 +57,18 @@ class FixedMask(Rule):
 class Random(FixedMask):
     """A random graph: a mask drawn once."""
 
+    draws_wiring: ClassVar[bool] = True
+
     def init(
         self,
-        key: Key[Array, ""],
+        key: Key[Array, ""] | None,
         weights: Float[Array, "*shape"],
-        num_edges: int,
+        num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> Bool[Array, "*shape"]:
         """Draws `num_edges` edges uniformly of those not `forbidden` (all, if fewer)."""
+        if key is None:
+            raise ValueError("a random wiring is drawn once: pass key=...")
         lots = jax.random.uniform(key, weights.shape)
         if forbidden is None:
             return edge_mask(lots, num_edges)
@@ -140,9 +81,9 @@ class FineTune(FixedMask):
 
     def init(
         self,
-        key: Key[Array, ""],
+        key: Key[Array, ""] | None,
         weights: Float[Array, "*shape"],
-        num_edges: int,
+        num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> Bool[Array, "*shape"]:
         """The top k of `weights`."""
@@ -181,10 +122,10 @@ class TargetedDropout(Rule):
         """The weights that were not dropped; training draws anew at each call, with `key`."""
         real = self.mask(weights, state, num_edges)
         if not train:
-            return _only(real, weights)
+            return only(real, weights)
         if key is None:
             raise ValueError("targeted dropout draws random numbers in training: pass key=...")
-        return _only(real | ~jax.random.bernoulli(key, self.rho, weights.shape), weights)
+        return only(real | ~jax.random.bernoulli(key, self.rho, weights.shape), weights)
 
 
 @dataclass(frozen=True)
@@ -200,13 +141,7 @@ class TargetedDropoutPerNode(TargetedDropout):
     ) -> Bool[Array, "*shape"]:
         """The top edges of each target."""
         del state
-        num_targets = weights.shape[-1]
-        num_sources = weights.size // num_targets
-        # Though the budget of the whole was rounded already, this drops floor(n * sparsity).
-        kept = num_sources - (weights.size - num_edges) // num_targets
-        columns = weights.reshape(num_sources, num_targets)
-        mask = jax.vmap(edge_mask, in_axes=(1, None), out_axes=1)(columns, jnp.asarray(kept))
-        return mask.reshape(weights.shape)
+        return top_of_each_target(weights, num_edges)
 
 
 @dataclass(frozen=True)
@@ -226,9 +161,9 @@ class L1Anneal(Rule):
 
     def init(
         self,
-        key: Key[Array, ""],
+        key: Key[Array, ""] | None,
         weights: Float[Array, "*shape"],
-        num_edges: int,
+        num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> Int[Array, ""]:
         """All edges."""
@@ -248,9 +183,7 @@ class L1Anneal(Rule):
     ) -> Int[Array, ""]:
         """The budget at `progress`."""
         del state
-        part = progress / self.anneal
-        budget = size - jnp.round((size - num_edges) * part).astype(jnp.int32)
-        return jnp.where(part < 1, budget, num_edges)  # float32 knows no size above 2**24 exactly
+        return annealed_budget(size, num_edges, 1 - progress / self.anneal)
 
     def penalty(self, weights: Float[Array, "*shape"]) -> Float[Array, ""]:
         """`l1` times the sum of |w|."""
@@ -280,6 +213,22 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "fine_tune": FineTune(),
         "lottery_ticket": LotteryTicket(),
         "l1_anneal": L1Anneal(),
+        "constant_fan_in": ConstantFanIn(),
     }
 )
 """The rules by the name that `config.model.edges` gives them."""
+
+
+def find_rule(rule: str | Rule) -> Rule:
+    """A rule by its name in `RULES`, or as "n:m" (`NOfM`); a rule itself stays.
+
+    Raises:
+      ValueError: there is no rule of this name.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if pattern := re.fullmatch(r"(\d+):(\d+)", rule):
+        return NOfM(int(pattern[1]), int(pattern[2]))
+    if rule not in RULES:
+        raise ValueError(f'rule is {rule!r}; there are {", ".join(RULES)}, and n:m such as "2:4"')
+    return RULES[rule]

@@ -5,9 +5,10 @@ by bisection on the bits: one count over the weights per bit, O(size) each, with
 Under jit with a sharded input each count is a scalar all-reduce; nothing is gathered.
 """
 
+import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,22 @@ def edge_mask(
       ValueError: `num_edges` outside 0..size.
       TypeError: `weights` are not floats of 16, 32 or 64 bits, or `num_edges` is no integer.
     """
-    if not jnp.issubdtype(weights.dtype, jnp.floating) or _bits(weights) not in _UNSIGNED:
-        raise TypeError(f"weights are {weights.dtype}; they must be floats of 16, 32 or 64 bits")
-    return _mask(weights, _checked_count(num_edges, weights.size))
+    (mask,) = edge_masks([weights], num_edges)
+    return mask
+
+
+def edge_masks(
+    weights: Sequence[Float[Array, "..."]], num_edges: Int[Array, ""] | int
+) -> list[Bool[Array, "..."]]:
+    """Marks the `num_edges` weights of largest magnitude over several arrays: one threshold.
+
+    Otherwise as `edge_mask`; of equal magnitudes those of the first array come first.
+    """
+    for each in weights:
+        if not jnp.issubdtype(each.dtype, jnp.floating) or _bits(each) not in _UNSIGNED:
+            raise TypeError(f"weights are {each.dtype}; they must be floats of 16, 32 or 64 bits")
+    size = sum(each.size for each in weights)
+    return _masks(list(weights), _checked_count(num_edges, size))
 
 
 def _checked_count(num_edges: Int[Array, ""] | int, size: int) -> Int[Array, ""]:
@@ -58,24 +72,28 @@ def _bits(weights: Float[Array, "*shape"]) -> int:
 
 
 @jax.jit  # without it a call outside of jit would compile its loops anew each time
-def _mask(weights: Float[Array, "*shape"], count: Int[Array, ""]) -> Bool[Array, "*shape"]:
-    if weights.size == 0:
-        return jnp.zeros(weights.shape, bool)
-    magnitude = _magnitude_bits(lax.stop_gradient(weights))
+def _masks(weights: list[Float[Array, "..."]], count: Int[Array, ""]) -> list[Bool[Array, "..."]]:
+    if not any(each.size for each in weights):
+        return [jnp.zeros(each.shape, bool) for each in weights]
+    dtype = jnp.result_type(*weights)
+    magnitudes = [magnitude_bits(lax.stop_gradient(each).astype(dtype)) for each in weights]
+
+    def count_of(holds: Callable[[Array], Array]) -> Int[Array, ""]:
+        return sum((jnp.sum(holds(m), dtype=jnp.int32) for m in magnitudes), jnp.int32(0))
+
     # All real edges lie at or above the threshold, so fewer than `count` lie strictly above it.
     threshold = _largest(
-        lambda candidate: jnp.sum(magnitude >= candidate, dtype=jnp.int32) >= count,
-        jnp.zeros((), magnitude.dtype),
-        num_bits=_bits(weights) - 1,
+        lambda candidate: count_of(lambda magnitude: magnitude >= candidate) >= count,
+        jnp.zeros((), magnitudes[0].dtype),
+        num_bits=jnp.finfo(dtype).bits - 1,
     )
-    above = magnitude > threshold
-    tied = magnitude == threshold
-    missing = count - jnp.sum(above, dtype=jnp.int32)
-    return above | _first(tied, missing)
+    missing = count - count_of(lambda magnitude: magnitude > threshold)
+    ties = _first([magnitude == threshold for magnitude in magnitudes], missing)
+    return [(m > threshold) | tied for m, tied in zip(magnitudes, ties, strict=True)]
 
 
-def _magnitude_bits(weights: Float[Array, "*shape"]) -> UInt[Array, "*shape"]:
-    """Unsigned integers in the order of |weights|: the bit pattern without its sign."""
+def magnitude_bits(weights: Float[Array, "*shape"]) -> UInt[Array, "*shape"]:
+    """Unsigned integers in the order of |weights|, NaN largest: the bits without the sign."""
     unsigned = _UNSIGNED[_bits(weights)]
     bits = lax.bitcast_convert_type(weights, unsigned)
     return bits & unsigned(jnp.iinfo(unsigned).max >> 1)
@@ -94,26 +112,33 @@ def _largest(
     return lax.fori_loop(0, num_bits, try_bit, zero)
 
 
-def _first(tied: Bool[Array, "*shape"], count: Int[Array, ""]) -> Bool[Array, "*shape"]:
+def _first(tied: list[Bool[Array, "..."]], count: Int[Array, ""]) -> list[Bool[Array, "..."]]:
     """The first `count` true elements in row-major order; one pass where all of them are wanted.
 
     Bisects on the flat index, because a cumulative sum would gather a sharded mask.
     """
-    index = _flat_index(tied.shape)
+    starts = itertools.accumulate((each.size for each in tied[:-1]), initial=0)
+    indices = [start + _flat_index(each.shape) for start, each in zip(starts, tied, strict=True)]
+
+    def before(end: Array) -> list[Array]:
+        return [each & (index < end) for each, index in zip(tied, indices, strict=True)]
+
+    def total(masks: list[Array]) -> Array:
+        return sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.int32(0))
 
     def bisect(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # fewer than count lie below low; at least count below high
         middle = low + (high - low) // 2
-        enough = jnp.sum(tied & (index < middle), dtype=jnp.int32) >= count
+        enough = total(before(middle)) >= count
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     # The end of the array is a right answer when all are wanted: then the loop takes no turn.
-    end = jnp.int32(tied.size)
-    all_wanted = jnp.sum(tied, dtype=jnp.int32) <= count
+    end = jnp.int32(sum(each.size for each in tied))
+    all_wanted = total(tied) <= count
     _, end = lax.while_loop(
         lambda bounds: bounds[0] < bounds[1], bisect, (jnp.where(all_wanted, end, 0), end)
     )
-    return tied & (index < end)
+    return before(end)
 
 
 def _flat_index(shape: tuple[int, ...]) -> Int[Array, "*shape"]:

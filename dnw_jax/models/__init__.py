@@ -11,10 +11,11 @@ from dnw_jax.edges import RULES, Rule
 from dnw_jax.graphs.blocked import BlockedGraph
 from dnw_jax.graphs.continuous_time import ContinuousTime
 from dnw_jax.graphs.discrete_time import DiscreteTime
-from dnw_jax.graphs.edge_graph import EdgeGraph
 from dnw_jax.graphs.nodes import Nodes
+from dnw_jax.graphs.sparse_layer import SparseLayer
 from dnw_jax.graphs.time_graph import Dynamics, TimeGraph
 from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1, stages
+from dnw_jax.models.resnet import ARCHS, ResNet
 from dnw_jax.models.tiny import Graph, Stem, TinyClassifier
 
 
@@ -84,25 +85,50 @@ def _build_mobilenet(config: ConfigDict, rngs: nnx.Rngs) -> MobileNetV1:
     )
 
 
+def _build_resnet(config: ConfigDict, rngs: nnx.Rngs) -> ResNet:
+    dataset, model = config.dataset, config.model
+    return ResNet(
+        ARCHS[model.arch],
+        dataset.num_channels,
+        dataset.num_classes,
+        model.sparsity,
+        _rule(model),
+        dense_first=model.first_layer == "dense",
+        small_images=model.small_images,
+        width=model.width,
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
 def _rule(model: ConfigDict) -> Rule:
     """The rule that the config names, with the settings that are its own."""
     rule = RULES[model.edges]
-    names = [field.name for field in dataclasses.fields(rule)]
+    names = [field.name for field in dataclasses.fields(rule) if field.name in model]
     return dataclasses.replace(rule, **{name: model[name] for name in names})
 
 
-_BUILDERS = {"tiny": _build_tiny, "mbv1": _build_mbv1, "mobilenet": _build_mobilenet}
+_BUILDERS = {
+    "tiny": _build_tiny,
+    "mbv1": _build_mbv1,
+    "mobilenet": _build_mobilenet,
+    "resnet": _build_resnet,
+}
 
 
-def edge_layers(model: nnx.Module) -> dict[str, EdgeGraph]:
+def edge_layers(model: nnx.Module) -> dict[str, SparseLayer]:
     """Every layer of `model` that chooses edges, by its path."""
     return {
         ".".join(map(str, path)).removesuffix(".edges"): layer
         for path, layer in nnx.iter_modules(model)
-        if isinstance(layer, EdgeGraph)
+        if isinstance(layer, SparseLayer)
     }
 
 
 def wiring(model: nnx.Module) -> dict[str, Bool[Array, "..."]]:
-    """The real edges of every layer that chooses some: {path: bool [sources, targets]}."""
-    return {name: layer.mask() for name, layer in edge_layers(model).items()}
+    """The real edges of every layer that chooses some, by its path.
+
+    Bool [sources, targets] of a graph, of the kernel's shape [height, width, inputs, outputs] of a
+    convolution.
+    """
+    return {name: layer.real_edges() for name, layer in edge_layers(model).items()}

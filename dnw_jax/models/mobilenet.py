@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Key
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.blocked import BlockedGraph, edge_matrix_shape
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
-from dnw_jax.graphs.edge_graph import EdgeGraph
 from dnw_jax.graphs.initialization import uniform_fan_in
 from dnw_jax.graphs.nodes import BatchNormNodes
 from dnw_jax.graphs.norms import BatchNorm
+from dnw_jax.graphs.sparse_layer import SparseLinear
 from dnw_jax.models.layers import convolution, linear
 
 # Images up to this size keep it in the stem; larger ones are halved.
@@ -98,9 +98,17 @@ class MobileNetGraphs(nnx.Module):
             setattr(self, f"graph_{index}", graph)
         num_features = stages[-1].num_outputs
         self.norm = BatchNorm(num_features)
-        self.head: SparseHead | nnx.Linear
+        self.head: SparseLinear | nnx.Linear
         if small:
-            self.head = SparseHead(num_features, num_classes, sparsity, rule, rngs=rngs)
+            self.head = SparseLinear(
+                num_features,
+                num_classes,
+                sparsity=sparsity,
+                rule=rule,
+                use_bias=False,
+                kernel_init=uniform_fan_in(num_features),
+                rngs=rngs,
+            )
         else:
             self.head = linear(num_features, num_classes, rngs=rngs)
 
@@ -119,26 +127,9 @@ class MobileNetGraphs(nnx.Module):
         for index in range(self.num_graphs):
             planes = getattr(self, f"graph_{index}")(planes, train=train, key=keys[index])
         features = _global_average(jax.nn.relu(self.norm(planes, train=train)))
-        if isinstance(self.head, SparseHead):
+        if isinstance(self.head, SparseLinear):
             return self.head(features, train=train, key=keys[-1])
         return self.head(features)
-
-
-class SparseHead(nnx.Module):
-    """A linear layer whose edges are chosen, without bias."""
-
-    def __init__(self, num_in: int, num_out: int, sparsity: float, rule: Rule, *, rngs: nnx.Rngs):
-        self.edges = EdgeGraph(num_in, num_out, sparsity, rule, rngs=rngs)
-
-    def __call__(
-        self,
-        features: Float[Array, "batch features"],
-        *,
-        train: bool = False,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch classes"]:
-        """Logits."""
-        return features @ self.edges.real_weights(train=train, key=key)
 
 
 def _global_average(

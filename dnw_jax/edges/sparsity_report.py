@@ -1,0 +1,61 @@
+"""What is kept of a model's parameters, as a table."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class LeafReport(NamedTuple):
+    """One leaf: its path and shape, how many of its weights are kept, whether it is sparse."""
+
+    path: str
+    shape: tuple[int, ...]
+    kept: int
+    sparse: bool
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights that are not kept."""
+        return 1 - self.kept / max(self.size, 1)
+
+
+@dataclass(frozen=True, repr=False)
+class SparsityReport:
+    """What is kept of every leaf; prints as a table."""
+
+    leaves: tuple[LeafReport, ...]
+
+    @property
+    def kept(self) -> int:
+        """Weights kept, those of dense leaves included."""
+        return sum(leaf.kept for leaf in self.leaves)
+
+    def __str__(self) -> str:
+        sparse = [leaf for leaf in self.leaves if leaf.sparse]
+        dense = [leaf for leaf in self.leaves if not leaf.sparse]
+        rows = [(leaf.path, str(leaf.shape), *_counted([leaf])) for leaf in sparse]
+        totals = [("all sparse leaves", "", *_counted(sparse))]
+        if dense:
+            totals.append((f"{len(dense)} dense leaves", "", *_counted(dense)))
+            totals.append(("all", "", *_counted(self.leaves)))
+        table = [("path", "shape", "kept", "of", "sparsity"), *rows, *totals]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in table
+        ]
+        line = "-" * len(lines[0])
+        return "\n".join([lines[0], line, *lines[1 : 1 + len(rows)], line, *lines[1 + len(rows) :]])
+
+    __repr__ = __str__
+
+
+def _counted(leaves: Sequence[LeafReport]) -> tuple[str, str, str]:
+    kept, size = sum(leaf.kept for leaf in leaves), sum(leaf.size for leaf in leaves)
+    return f"{kept:,}", f"{size:,}", f"{1 - kept / max(size, 1):.2%}"
