@@ -191,8 +191,9 @@ class Run:
         layout.write_evaluation(self.workdir, {**values, "step": step, "changed": []})
         layers = edge_layers(state.model())
         for name, layer in layers.items():
-            picture = adjacency_picture(np.asarray(layer.weights), np.asarray(masks[name]))
-            self.writer.picture(step, name, picture)
+            if layer.weights.ndim == 2:  # a graph; not a convolution
+                picture = adjacency_picture(np.asarray(layer.weights), np.asarray(masks[name]))
+                self.writer.picture(step, name, picture)
         self.bar.line(
             f"epoch {epoch:.4g}/{self.plan.total / self.plan.per_epoch:.4g} (step {step}): "
             f"test loss {values['loss']:.4f}, test accuracy {values['accuracy']:.2%}"

@@ -1,7 +1,6 @@
 """What a network costs: parameters and multiply-adds that are executed, graph by graph."""
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,37 +9,18 @@ import numpy as np
 from flax import nnx
 
 from dnw_jax.deploy.liveness import Live, live_in_blocks, live_in_time
+from dnw_jax.deploy.resnet_rows import resnet_rows
+from dnw_jax.deploy.row import Row, size_after
 from dnw_jax.errors import UserError
 from dnw_jax.graphs.blocked import BlockedGraph
 from dnw_jax.graphs.discrete_time import DiscreteTime
 from dnw_jax.graphs.sparse_layer import SparseLayer, SparseLinear
 from dnw_jax.graphs.time_graph import TimeGraph
 from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1
+from dnw_jax.models.resnet import ResNet
 from dnw_jax.models.tiny import TinyClassifier
 
 Convention = Literal["executed", "reference"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One part of a network.
-
-    Attributes:
-      name: the attribute that holds it.
-      params: numbers that the executed part needs, biases and norms included.
-      macs: multiply-adds for one image; norms and averages are not counted.
-      nodes, live_nodes: nodes that can fire, and those whose signal reaches an output.
-      dead_inputs: inputs of a graph whose signal does not.
-      edges: edges that carry signal to an output.
-    """
-
-    name: str
-    params: int
-    macs: int
-    nodes: int | None = None
-    live_nodes: int | None = None
-    dead_inputs: int | None = None
-    edges: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +93,7 @@ def _rows(model: nnx.Module, image_size: int) -> Sequence[Row]:
 
 @_rows.register
 def _(model: TinyClassifier, image_size: int) -> Sequence[Row]:
-    half, size = _after(image_size, 2), _after(_after(image_size, 2), 2)
+    half, size = size_after(image_size, 2), size_after(size_after(image_size, 2), 2)
     stem = model.stem
     width = stem.conv.out_features
     num_outputs, num_classes = model.head.in_features, model.head.out_features
@@ -195,17 +175,20 @@ def _head(model: MobileNetGraphs) -> tuple[Row, np.ndarray]:
 
 @_rows.register
 def _(model: MobileNetV1, image_size: int) -> Sequence[Row]:
-    size = _after(image_size, model.stem_stride)
+    size = size_after(image_size, model.stem_stride)
     kernel = _size(model.stem.kernel)
     rows = [Row("stem", kernel + 2 * model.stem.out_features, kernel * size**2)]
     for index in range(13):
         layer = getattr(model, f"layer_{index}")
-        size = _after(size, layer.stride)
+        size = size_after(size, layer.stride)
         num_in, num_out = layer.mix.in_features, layer.mix.out_features
         weights = 9 * num_in + num_in * num_out
         rows.append(Row(f"layer_{index}", weights + 2 * (num_in + num_out), weights * size**2))
     rows.append(_dense_head("head", model.head.in_features, model.head.out_features))
     return rows
+
+
+_rows.register(ResNet, resnet_rows)
 
 
 def _reference_rows(model: MobileNetGraphs) -> Sequence[Row]:
@@ -252,14 +235,10 @@ def _reference_edges(edges: SparseLayer) -> float:
 
 def _sizes(model: MobileNetGraphs, image_size: int) -> list[int]:
     """Height and width after the stem and after each graph."""
-    sizes = [_after(image_size, model.stem_stride)]
+    sizes = [size_after(image_size, model.stem_stride)]
     for index in range(model.num_graphs):
-        sizes.append(_after(sizes[-1], getattr(model, f"graph_{index}").stride))
+        sizes.append(size_after(sizes[-1], getattr(model, f"graph_{index}").stride))
     return sizes
-
-
-def _after(size: int, stride: int) -> int:
-    return math.ceil(size / stride)
 
 
 def _dense_head(name: str, num_in: int, num_out: int) -> Row:

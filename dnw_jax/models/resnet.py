@@ -180,6 +180,7 @@ class Block(nnx.Module):
     def __init__(
         self, bottleneck: bool, num_in: int, inner: int, stride: int, convolution: Convolution
     ):
+        self.stride = stride
         self.num_outputs = 4 * inner if bottleneck else inner
         if bottleneck:
             layers = [(inner, 1, 1), (inner, 3, stride), (self.num_outputs, 1, 1)]
