@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dnw_jax.graphs.convolution import as_flax_calls_it
 from dnw_jax.graphs.initialization import uniform_fan_in
 
 
@@ -29,6 +30,7 @@ def convolution(
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
+        conv_general_dilated=as_flax_calls_it,
         rngs=rngs,
     )
 

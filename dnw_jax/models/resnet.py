@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dnw_jax.edges import RULES, Rule
+from dnw_jax.graphs.convolution import as_flax_calls_it
 from dnw_jax.graphs.norms import BatchNorm
 from dnw_jax.graphs.sparse_layer import SparseConv
 
@@ -121,6 +122,7 @@ def _convolution(
         padding=window // 2,
         use_bias=False,
         kernel_init=_HE_NORMAL,
+        conv_general_dilated=as_flax_calls_it,
         sparsity=sparsity,
         rule=rule,
         dtype=dtype,

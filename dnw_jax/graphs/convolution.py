@@ -1,0 +1,106 @@
+"""Convolutions of our models, with gradients that XLA:CPU runs fast inside a loop, too.
+
+There (jax issue 12868) a convolution whose axes are in any other order than
+[batch, height, width, channels] runs a hundred times slower, and autodiff's gradients are of such
+an order. A window of 1x1 is a matrix product, which is fast everywhere.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def convolution(
+    planes: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "window window inputs outputs"],
+    stride: int = 1,
+    padding: int = 0,
+) -> Float[Array, "batch out_height out_width outputs"]:
+    """Cross-correlates, with `padding` zeros on all four sides, every `stride` pixels."""
+    if kernel.shape[:2] == (1, 1) and padding == 0:
+        return planes[:, ::stride, ::stride] @ kernel[0, 0]
+    return _convolve(planes, kernel, stride, padding)
+
+
+def as_flax_calls_it(
+    planes: Array,
+    kernel: Array,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    **others: Any,
+) -> Array:
+    """`convolution` for the argument `conv_general_dilated` of `flax.nnx.Conv`.
+
+    For equal strides and paddings, no dilation and no groups.
+    """
+    del others
+    return convolution(planes, kernel, strides[0], padding[0][0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(planes: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return _correlate(planes, kernel, stride, padding)
+
+
+def _correlate(planes: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return lax.conv_general_dilated(
+        planes, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_ORDER
+    )
+
+
+_ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+def _forward(
+    planes: Array, kernel: Array, stride: int, padding: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(planes, kernel, stride, padding), (planes, kernel)
+
+
+def _backward(
+    stride: int, padding: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    settings = {"stride": stride, "padding": padding}
+    return lax.platform_dependent(
+        *residuals,
+        cotangent,
+        cpu=functools.partial(_gradients_in_order, **settings),
+        default=functools.partial(_gradients_of_autodiff, **settings),
+    )
+
+
+def _gradients_of_autodiff(
+    planes: Array, kernel: Array, cotangent: Array, *, stride: int, padding: int
+) -> tuple[Array, Array]:
+    _, pull = jax.vjp(lambda x, k: _correlate(x, k, stride, padding), planes, kernel)
+    return pull(cotangent)
+
+
+def _gradients_in_order(
+    planes: Array, kernel: Array, cotangent: Array, *, stride: int, padding: int
+) -> tuple[Array, Array]:
+    """Both as convolutions in the fast order; barriers keep XLA from folding the transposes in."""
+    sizes = list(zip(planes.shape[1:3], cotangent.shape[1:3], kernel.shape[:2], strict=True))
+    flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    ends = [
+        (window - 1 - padding, size + padding - 1 - (out - 1) * stride)
+        for size, out, window in sizes
+    ]
+    to_planes = lax.conv_general_dilated(
+        cotangent, flipped, (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=_ORDER
+    )
+    # Images and channels change places: what was summed over is now the channels.
+    by_input, by_pixel = lax.optimization_barrier(
+        (planes.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
+    )
+    ends = [(padding, window + (out - 1) * stride - size - padding) for size, out, window in sizes]
+    to_kernel = lax.conv_general_dilated(
+        by_input, by_pixel, (1, 1), ends, rhs_dilation=(stride, stride), dimension_numbers=_ORDER
+    )
+    return to_planes, lax.optimization_barrier(to_kernel).transpose(1, 2, 0, 3)
+
+
+_convolve.defvjp(_forward, _backward)
