@@ -35,18 +35,18 @@ def _schedule(
 ) -> optax.Schedule:
     base = config.optimizer.learning_rate
     warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
-    falling = _falling(config, total_steps, steps_per_epoch, start=warmup - advanced_by)
+    falling = _falling(config, total_steps, steps_per_epoch, warmup, advanced_by)
     if warmup == 0:
         return falling
     return lambda step: jnp.where(step < warmup, base * (step + 1) / warmup, falling(step))
 
 
 def _falling(
-    config: ConfigDict, total_steps: int, steps_per_epoch: int, start: int
+    config: ConfigDict, total_steps: int, steps_per_epoch: int, warmup: int, advanced_by: int
 ) -> optax.Schedule:
-    """The schedule without its warm-up; where it has an own time, that is 0 at `start`."""
+    """The schedule after the warm-up, from where those of a length of their own begin."""
     schedule, base = config.schedule, config.optimizer.learning_rate
-    length = max(1, total_steps - max(start, 0))
+    start, length = warmup - advanced_by, max(1, total_steps - warmup)
     match schedule.name:
         case "multistep":
             steps = [

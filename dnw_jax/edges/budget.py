@@ -12,7 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of the weights to be sparse, by path
 Counts = dict[str, int]  # edges kept, by path
 
 
-def edge_budget(size: int, sparsity: float) -> int:
+def edge_budget(size: int, sparsity: float | int) -> int:
     """Number of edges kept among `size` at `sparsity` in [0, 1]: `size - int(sparsity * size)`.
 
     Counted as the published code counts (its prune rate is our sparsity): the number of *dropped*
@@ -26,12 +26,12 @@ def edge_budget(size: int, sparsity: float) -> int:
     return size - int(sparsity * size)
 
 
-def uniform(shapes: Shapes, sparsity: float) -> Counts:
+def uniform(shapes: Shapes, sparsity: float | int) -> Counts:
     """Every layer at the same sparsity, each rounded as `edge_budget` (Table 4 of the paper)."""
     return {path: edge_budget(math.prod(shape), sparsity) for path, shape in shapes.items()}
 
 
-def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> Counts:
+def erdos_renyi_kernel(shapes: Shapes, sparsity: float | int) -> Counts:
     """Small layers denser than large ones: a share of sum(shape) / prod(shape), at most all.
 
     The Erdos-Renyi-Kernel of Evci et al. 2020 (RigL, arXiv 1911.11134, section 3). The total is
@@ -55,8 +55,11 @@ def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> Counts:
     return _rounded(ideal, sizes, total)
 
 
-def explicit(shapes: Shapes, sparsities: Mapping[str, float]) -> Counts:
+def explicit(shapes: Shapes, sparsities: Mapping[str, float | int]) -> Counts:
     """Each layer at a sparsity of its own; the total is that of all of them, rounded up once."""
+    for path, sparsity in sparsities.items():
+        if not 0 <= sparsity <= 1:
+            raise ValueError(f"sparsity of {path} is {sparsity}; it must lie in [0, 1]")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     dropped = math.fsum(sparsities[path] * size for path, size in sizes.items())
     ideal = {path: size * (1 - Fraction(sparsities[path])) for path, size in sizes.items()}
@@ -85,11 +88,11 @@ class SparsitySchedule:
       ValueError: a sparsity outside [0, 1], end <= begin, begin < 0, or power <= 0.
     """
 
-    final: float
+    final: float | int
     end: int
     begin: int = 0
-    initial: float = 0.0
-    power: float = 3.0
+    initial: float | int = 0.0
+    power: float | int = 3.0
 
     def __post_init__(self) -> None:
         for name in ("initial", "final"):

@@ -12,7 +12,7 @@ Tree = Any
 
 # The last part of the path of arrays that are no weights of edges, whatever their shape:
 # a bias or scale for each attention head is a matrix, and a row of a table is looked up whole.
-_NO_EDGES = ("bias", "b", "scale", "offset", "embedding", "embeddings", "pos_embedding")
+_NO_EDGES = ("bias", "scale", "embedding", "embeddings", "pos_embedding")
 
 
 def named_leaves(tree: Tree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:

@@ -28,7 +28,7 @@ class Rule:
 
     draws_wiring: ClassVar[bool] = False
 
-    def checked_sparsity(self, sparsity: float | None) -> float:
+    def checked_sparsity(self, sparsity: float | int | None) -> float | int:
         """The sparsity that a user asked for; ValueError where one is needed and none given."""
         if sparsity is None:
             raise ValueError(

@@ -24,8 +24,8 @@ Patterns = str | Sequence[str]
 
 def sparsify(  # noqa: PLR0917  as the optax transforms: the first few are given by position
     params: Tree,
-    sparsity: float | SparsitySchedule | None = None,
-    budget: str | Mapping[str, float] = "uniform",
+    sparsity: float | int | SparsitySchedule | None = None,
+    budget: str | Mapping[str, float | int] = "uniform",
     rule: str | Rule = "dnw",
     include: Patterns | None = None,
     exclude: Patterns = (),
@@ -85,7 +85,7 @@ def sparsify(  # noqa: PLR0917  as the optax transforms: the first few are given
     }
     _check_shapes(rule, chosen, list(leaves))
     schedule = sparsity if isinstance(sparsity, SparsitySchedule) else None
-    ends: tuple[float | None, float | None]
+    ends: tuple[float | int | None, float | int | None]
     if isinstance(sparsity, SparsitySchedule):
         _check_schedule(rule, by_path)
         ends = (sparsity.initial, sparsity.final)
@@ -112,7 +112,7 @@ def _check_shapes(rule: Rule, shapes: Mapping[str, Shape], paths: Sequence[str])
         raise ValueError(f"{rule} does not fit; exclude=[...] these:\n  " + "\n  ".join(bad))
 
 
-def _check_schedule(rule: Rule, by_path: Mapping[str, float]) -> None:
+def _check_schedule(rule: Rule, by_path: Mapping[str, float | int]) -> None:
     if isinstance(rule, FixedMask):
         raise ValueError(
             f"sparsity is a SparsitySchedule, and {rule} keeps the wiring of the start; "
@@ -126,11 +126,11 @@ def _check_schedule(rule: Rule, by_path: Mapping[str, float]) -> None:
 
 
 def _shared_out(
-    budget: str | Mapping[str, float],
+    budget: str | Mapping[str, float | int],
     shapes: Mapping[str, Shape],
     rule: Rule,
-    sparsity: float | None,
-    own: Mapping[str, float],
+    sparsity: float | int | None,
+    own: Mapping[str, float | int],
 ) -> budgets.Counts | int:
     """Edges kept of each leaf, or of all together."""
     if isinstance(budget, Mapping):

@@ -83,7 +83,7 @@ class NOfM(_StraightThrough):
         if not 0 < self.n <= self.m:
             raise ValueError(f"n:m is {self.n}:{self.m}; it needs 1 <= n <= m, such as 2:4")
 
-    def checked_sparsity(self, sparsity: float | None) -> float:
+    def checked_sparsity(self, sparsity: float | int | None) -> float | int:
         """1 - n / m, which the pattern fixes; ValueError where another one was asked for."""
         own = 1 - self.n / self.m
         if sparsity is not None and sparsity != own:

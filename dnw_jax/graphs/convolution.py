@@ -6,6 +6,7 @@ an order. A window of 1x1 is a matrix product, which is fast everywhere.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,8 +29,8 @@ def convolution(
 def as_flax_calls_it(
     planes: Array,
     kernel: Array,
-    strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
     **others: Any,
 ) -> Array:
     """`convolution` for the argument `conv_general_dilated` of `flax.nnx.Conv`.
@@ -63,12 +64,11 @@ def _forward(
 def _backward(
     stride: int, padding: int, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
-    settings = {"stride": stride, "padding": padding}
     return lax.platform_dependent(
         *residuals,
         cotangent,
-        cpu=functools.partial(_gradients_in_order, **settings),
-        default=functools.partial(_gradients_of_autodiff, **settings),
+        cpu=functools.partial(_gradients_in_order, stride=stride, padding=padding),
+        default=functools.partial(_gradients_of_autodiff, stride=stride, padding=padding),
     )
 
 

@@ -25,7 +25,7 @@ class SparseLayer(nnx.Module):
     """
 
     rule: Rule
-    sparsity: float
+    sparsity: float | int
     num_edges: int
     state: RuleState | None
     kernel: nnx.Param
@@ -59,7 +59,7 @@ class SparseLayer(nnx.Module):
 
     def choose(
         self,
-        sparsity: float,
+        sparsity: float | int,
         rule: Rule,
         key: Key[Array, ""] | None,
         forbidden: Bool[Array, "*shape"] | None = None,
@@ -72,7 +72,9 @@ class SparseLayer(nnx.Module):
         self.num_edges = edge_budget(self.weights.size, sparsity)
         self._keep(rule.init(key, self.weights, self.num_edges, forbidden))
 
-    def _choose_by_name(self, sparsity: float | None, rule: str | Rule, rngs: nnx.Rngs) -> None:
+    def _choose_by_name(
+        self, sparsity: float | int | None, rule: str | Rule, rngs: nnx.Rngs
+    ) -> None:
         rule = find_rule(rule)
         # A key only where one is needed: the weights of a seed are those of Flax's own layers.
         key = rngs.edges() if rule.draws_wiring else None
@@ -109,7 +111,7 @@ class SparseLinear(SparseLayer, nnx.Linear):
         in_features: int,
         out_features: int,
         *,
-        sparsity: float | None = None,
+        sparsity: float | int | None = None,
         rule: str | Rule = "dnw",
         rngs: nnx.Rngs,
         **options: Any,
@@ -146,7 +148,7 @@ class SparseConv(SparseLayer, nnx.Conv):
         out_features: int,
         kernel_size: int | Sequence[int],
         *,
-        sparsity: float | None = None,
+        sparsity: float | int | None = None,
         rule: str | Rule = "dnw",
         rngs: nnx.Rngs,
         **options: Any,

@@ -1,0 +1,654 @@
+"""`sparsify`: exact counts, the right leaves, straight-through gradients, any pytree, any state."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+import dnw_jax
+from dnw_jax.edges import RULES, ConstantFanIn, NOfM, SparsitySchedule, edge_budget, sparsify
+from dnw_jax.edges.budget import annealed_budget
+
+KEY = jax.random.key(0)
+BUDGETS = ("uniform", "erk", "global")
+FIXED = ("random", "fine_tune", "lottery_ticket")
+TAKEN = sorted(set(RULES) - {"l1_anneal"})
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+PARAMS = {
+    "encoder": {"kernel": normal(3, 3, 4, 8), "bias": normal(8)},
+    "norm": {"scale": normal(8)},
+    "head": {"kernel": normal(8, 12, seed=1), "bias": normal(12)},
+}
+KERNELS = ("encoder/kernel", "head/kernel")
+
+
+def kept(sparsifier: Any, params: Any, state: Any = None) -> dict[str, int]:
+    return {path: int(mask.sum()) for path, mask in sparsifier.wiring(params, state).items()}
+
+
+def top(weights: jax.Array, count: int) -> np.ndarray:
+    order = np.argsort(-np.abs(np.asarray(weights)), axis=None, kind="stable")
+    return np.isin(np.arange(weights.size), order[:count]).reshape(weights.shape)
+
+
+# How many.
+
+SHAPES = st.lists(
+    st.sampled_from([(3, 3, 4, 6), (1, 1, 7, 5), (5, 6), (6, 5), (40, 3), (2, 2), (1, 9)]),
+    min_size=1,
+    max_size=4,
+)
+SPARSITIES = st.sampled_from([0.0, 0.1, 0.29, 0.5, 0.9, 0.977, 0.999, 1.0]) | st.floats(0, 1)
+
+
+def random_tree(shapes: list[tuple[int, ...]], few_values: bool = False) -> dict[str, Any]:
+    rng = np.random.default_rng(len(shapes))
+    draw = (lambda s: rng.integers(-2, 3, s)) if few_values else rng.standard_normal
+    return {
+        f"layer_{i}": {"kernel": jnp.asarray(draw(s), jnp.float32), "bias": jnp.ones(s[-1])}
+        for i, s in enumerate(shapes)
+    }
+
+
+@given(shapes=SHAPES, sparsity=SPARSITIES, budget=st.sampled_from(BUDGETS), ties=st.booleans())
+def test_exact_counts(
+    shapes: list[tuple[int, ...]], sparsity: float, budget: str, ties: bool
+) -> None:
+    params = random_tree(shapes, ties)
+    sparsifier = sparsify(params, sparsity, budget)
+    counts = kept(sparsifier, params)
+    sizes = [math.prod(shape) for shape in shapes]
+    assert list(counts) == [f"layer_{i}/kernel" for i in range(len(shapes))]
+    if budget == "uniform":
+        assert list(counts.values()) == [edge_budget(size, sparsity) for size in sizes]
+    else:
+        assert sum(counts.values()) == edge_budget(sum(sizes), sparsity)
+    state = sparsifier.init(params)
+    effective, _ = sparsifier.apply(params, state)
+    for i, mask in enumerate(sparsifier.wiring(params, state).values()):
+        layer = params[f"layer_{i}"]
+        np.testing.assert_array_equal(
+            effective[f"layer_{i}"]["kernel"], np.where(mask, layer["kernel"], 0)
+        )
+        assert effective[f"layer_{i}"]["bias"] is layer["bias"]
+        np.testing.assert_array_equal(mask, top(layer["kernel"], int(mask.sum())))
+
+
+@given(
+    shapes=SHAPES,
+    sparsities=st.lists(SPARSITIES, min_size=4, max_size=4),
+    rest=st.none() | SPARSITIES,
+)
+def test_sparsities_of_their_own_add_up(
+    shapes: list[tuple[int, ...]], sparsities: list[float], rest: float | None
+) -> None:
+    params = random_tree(shapes)
+    named = len(shapes) if rest is None else (len(shapes) + 1) // 2
+    budget = {f"layer_{i}/kernel": sparsities[i] for i in range(named)}
+    counts = kept(sparsify(params, rest, budget), params)
+    sizes = [math.prod(shape) for shape in shapes]
+    own = [*sparsities[:named], *[rest] * (len(shapes) - named)][: len(shapes)]
+    ideal = [size * (1 - s) for size, s in zip(sizes, own, strict=True)]
+    dropped = int(math.fsum(size * s for size, s in zip(sizes, own, strict=True)))
+    assert sum(counts.values()) == sum(sizes) - dropped
+    assert all(abs(n - share) <= 1 for n, share in zip(counts.values(), ideal, strict=True))
+
+
+@given(shapes=SHAPES, sparsity=SPARSITIES)
+def test_erdos_renyi_kernel(shapes: list[tuple[int, ...]], sparsity: float) -> None:
+    """Of the leaves that are not full, each keeps a multiple of the sum of its shape."""
+    params = random_tree(shapes)
+    counts = list(kept(sparsify(params, sparsity, "erk"), params).values())
+    sizes = [math.prod(shape) for shape in shapes]
+    scales = [
+        (max(n - 1, 0) / sum(shape), (n + 1) / sum(shape))
+        for n, size, shape in zip(counts, sizes, shapes, strict=True)
+        if n < size
+    ]
+    if scales:
+        low, high = max(low for low, _ in scales), min(high for _, high in scales)
+        assert low <= high + 1e-9  # one scale fits all of them
+        full = [
+            size / sum(shape)
+            for n, size, shape in zip(counts, sizes, shapes, strict=True)
+            if n == size
+        ]
+        assert all(needed <= high + 1e-9 for needed in full)
+
+
+def test_erk_by_hand() -> None:
+    # 72 and 1296 weights, 164 kept: with a share of (9 + 8) and (36 + 36) parts, 1.84 a part.
+    params = {"a": jnp.ones((9, 8)), "b": jnp.ones((36, 36))}
+    counts = sparsify(params, 1 - 164 / 1368, "erk").last
+    assert counts == {"a": 31, "b": 133}
+    # Small enough to be full: 2 x 2 asks for more than its 4.
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((30, 30))}
+    assert sparsify(params, 0.5, "erk").last == {"a": 4, "b": 448}
+
+
+def test_one_threshold_over_all() -> None:
+    params = {"a": jnp.arange(20.0).reshape(4, 5), "b": -jnp.arange(10.0, 22.0).reshape(3, 4)}
+    wiring = sparsify(params, 1 - 7 / 32, "global").wiring(params)
+    assert [int(m.sum()) for m in wiring.values()] == [3, 4]
+    assert sorted(abs(float(w)) for p, m in wiring.items() for w in params[p][m]) == [
+        17, 18, 18, 19, 19, 20, 21,
+    ]  # fmt: skip
+    # Of those of one magnitude the first leaf's come first.
+    params = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3))}
+    assert kept(sparsify(params, 1 - 10 / 18, "global"), params) == {"a": 9, "b": 1}
+
+
+def test_global_over_several_precisions() -> None:
+    params = {"a": normal(8, 8), "b": normal(8, 8, seed=1, dtype=jnp.bfloat16)}
+    wiring = sparsify(params, 0.75, "global").wiring(params)
+    both = jnp.concatenate([params[p].astype(jnp.float32).ravel() for p in params])
+    mask = np.concatenate([np.asarray(wiring[p]).ravel() for p in params])
+    np.testing.assert_array_equal(mask, top(both, 32))
+    effective, _ = sparsify(params, 0.75, "global").apply(
+        params, sparsify(params, 0.75, "global").init(params)
+    )
+    assert effective["b"].dtype == jnp.bfloat16
+
+
+# Which pattern.
+
+
+@given(
+    groups=st.integers(1, 4),
+    m=st.integers(1, 6),
+    outputs=st.integers(1, 5),
+    data=st.data(),
+    ties=st.booleans(),
+)
+@settings(max_examples=30)
+def test_n_of_m_in_every_group(
+    groups: int, m: int, outputs: int, data: st.DataObject, ties: bool
+) -> None:
+    n = data.draw(st.integers(1, m))
+    axis = data.draw(st.sampled_from([0, 1, -2, -1]))
+    shape = [2, outputs]
+    shape[axis] = groups * m
+    rng = np.random.default_rng(groups + 7 * m)
+    draw = rng.integers(-1, 2, shape) if ties else rng.standard_normal(shape)
+    params = {"kernel": jnp.asarray(draw, jnp.float32)}
+    sparsifier = sparsify(params, rule=NOfM(n, m, axis), include="kernel")
+    (mask,) = sparsifier.wiring(params).values()
+    grouped = np.moveaxis(np.asarray(mask), axis, -1).reshape(-1, m)
+    values = np.moveaxis(np.abs(draw), axis, -1).reshape(-1, m)
+    assert np.all(grouped.sum(1) == n)
+    for chosen, magnitudes in zip(grouped, values, strict=True):
+        np.testing.assert_array_equal(chosen, top(magnitudes, n))
+
+
+@given(shape=st.sampled_from([(3, 3, 4, 6), (5, 6), (6, 5), (40, 3)]), sparsity=SPARSITIES)
+def test_constant_fan_in_in_every_column(shape: tuple[int, ...], sparsity: float) -> None:
+    for axis in (-1, 0):
+        params = {"kernel": normal(*shape)}
+        sparsifier = sparsify(params, sparsity, rule=ConstantFanIn(axis))
+        (mask,) = sparsifier.wiring(params).values()
+        columns = np.moveaxis(np.asarray(mask), axis, -1).reshape(-1, shape[axis])
+        weights = np.moveaxis(np.asarray(params["kernel"]), axis, -1).reshape(columns.shape)
+        fan_in = len(columns) - int(len(columns) * sparsity + 1e-9)
+        assert set(columns.sum(0)) <= {fan_in, fan_in + 1}
+        assert len(set(columns.sum(0))) == 1
+        assert columns.sum() >= edge_budget(columns.size, sparsity)
+        for chosen, values in zip(columns.T, weights.T, strict=True):
+            np.testing.assert_array_equal(chosen, top(values, int(chosen.sum())))
+
+
+def test_patterns_by_name() -> None:
+    params = {"kernel": normal(8, 4)}
+    assert kept(sparsify(params, rule="2:4"), params) == {"kernel": 16}
+    assert sparsify(params, rule="2:4").rule == NOfM(2, 4)
+    assert sparsify(params, 0.5, rule="1:2").rule == NOfM(1, 2)
+    assert kept(sparsify(params, 0.7, rule="constant_fan_in"), params) == {"kernel": 4 * 3}
+
+
+# Which weights learn.
+
+
+@pytest.mark.parametrize("rule", [*TAKEN, "2:4"])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_gradients(rule: str, budget: str) -> None:
+    sparsity = None if rule == "2:4" else 0.6
+    sparsifier = sparsify(PARAMS, sparsity, budget, rule)
+    state = sparsifier.init(PARAMS, jax.random.key(3))
+    slope = jax.tree.map(lambda p: normal(*p.shape, seed=9), PARAMS)
+    real, pull = jax.vjp(lambda p: sparsifier.apply(p, state, key=KEY)[0], PARAMS)
+    (gradient,) = pull(slope)
+    for path in KERNELS:
+        folder = path.partition("/")[0]
+        learns = np.asarray(real[folder]["kernel"]) != 0
+        if rule in ("dnw", "constant_fan_in", "2:4"):
+            assert not np.all(learns)
+            learns = np.ones(learns.shape, bool)
+        np.testing.assert_array_equal(
+            gradient[folder]["kernel"], np.where(learns, slope[folder]["kernel"], 0)
+        )
+    for folder, leaves in PARAMS.items():
+        for name in set(leaves) - {"kernel"}:
+            np.testing.assert_array_equal(gradient[folder][name], slope[folder][name])
+
+
+def test_targeted_dropout_draws_with_a_key_alone() -> None:
+    sparsifier = sparsify(PARAMS, 0.8, rule="targeted_dropout")
+    state = sparsifier.init(PARAMS)
+    evaluated = sparsifier.apply(PARAMS, state)[0]
+    trained = [sparsifier.apply(PARAMS, state, key=jax.random.key(s))[0] for s in range(3)]
+    live = [int(jnp.sum(tree["head"]["kernel"] != 0)) for tree in (evaluated, *trained)]
+    assert live[0] == edge_budget(96, 0.8)
+    assert all(n > live[0] for n in live[1:])
+    masks = [np.asarray(tree["head"]["kernel"] != 0) for tree in trained]
+    assert np.any(masks[0] != masks[1])
+    # Leaves of one shape draw numbers of their own.
+    twins = {"a": PARAMS["head"]["kernel"], "b": PARAMS["head"]["kernel"]}
+    sparsifier = sparsify(twins, 0.8, rule="targeted_dropout")
+    drawn, _ = sparsifier.apply(twins, sparsifier.init(twins), key=KEY)
+    assert np.any(np.asarray(drawn["a"]) != np.asarray(drawn["b"]))
+
+
+@pytest.mark.parametrize("rule", FIXED)
+def test_fixed_wirings_stay(rule: str) -> None:
+    sparsifier = sparsify(PARAMS, 0.7, rule=rule)
+    state = sparsifier.init(PARAMS, jax.random.key(5))
+    moved = jax.tree.map(lambda p: -2 * p[::-1], PARAMS)
+    before, after = (sparsifier.wiring(p, state) for p in (PARAMS, moved))
+    for path in KERNELS:
+        np.testing.assert_array_equal(before[path], after[path])
+        assert int(before[path].sum()) == edge_budget(before[path].size, 0.7)
+        weights = PARAMS[path.partition("/")[0]]["kernel"]
+        is_top = np.array_equal(before[path], top(weights, int(before[path].sum())))
+        assert is_top == (rule != "random")
+
+
+def test_random_needs_a_key_for_its_wiring() -> None:
+    sparsifier = sparsify(PARAMS, 0.7, rule="random")
+    with pytest.raises(ValueError, match="pass key="):
+        sparsifier.init(PARAMS)
+    with pytest.raises(ValueError, match="pass state="):
+        sparsifier.wiring(PARAMS)
+    states = [sparsifier.init(PARAMS, jax.random.key(seed)) for seed in (0, 0, 1)]
+    masks = [np.asarray(state.rules["head/kernel"]) for state in states]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert np.any(masks[0] != masks[2])
+
+
+# As training goes on.
+
+
+@given(
+    final=st.sampled_from([0.5, 0.9, 0.98]),
+    initial=st.sampled_from([0.0, 0.3]),
+    begin=st.integers(0, 5),
+    length=st.integers(1, 20),
+    power=st.sampled_from([1.0, 3.0]),
+)
+def test_schedules_are_optax_polynomials(
+    final: float, initial: float, begin: int, length: int, power: float
+) -> None:
+    schedule = SparsitySchedule(final, begin + length, begin, initial, power)
+    polynomial = optax.polynomial_schedule(initial, final, power, length, begin)
+    for step in range(begin + length + 3):
+        sparsity = final + (initial - final) * float(schedule.ahead(step))
+        assert sparsity == pytest.approx(float(polynomial(step)), abs=1e-6)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("power", [1, 3])
+def test_a_growing_sparsity_compiles_once(budget: str, power: float) -> None:
+    schedule = SparsitySchedule(0.9, end=10, begin=2, power=power)
+    sparsifier = sparsify(PARAMS, schedule, budget)
+    compilations = 0
+
+    @jax.jit
+    def step(params: Any, state: Any, number: jax.Array) -> Any:
+        nonlocal compilations
+        compilations += 1
+        return sparsifier.apply(params, state, step=number)
+
+    state, live = sparsifier.init(PARAMS), []
+    for number in range(14):
+        effective, state = step(PARAMS, state, jnp.int32(number))
+        counts = kept(sparsifier, PARAMS, state)
+        assert counts == {
+            p: int(jnp.sum(effective[p.partition("/")[0]]["kernel"] != 0)) for p in KERNELS
+        }
+        live.append(sum(counts.values()))
+    assert compilations == 1
+    size = sum(PARAMS[p.partition("/")[0]]["kernel"].size for p in KERNELS)
+    ahead = [1 - min(max(n - 2, 0) / 8, 1) for n in range(14)]
+    expected = [size * (1 - 0.9 + 0.9 * part**power) for part in ahead]
+    np.testing.assert_allclose(live, expected, atol=2)
+    assert live[:3] == [size] * 3
+    final = kept(sparsify(PARAMS, 0.9, budget), PARAMS)
+    assert kept(sparsifier, PARAMS, state) == final == kept(sparsifier, PARAMS)
+    # In evaluation, without a step, it stays where it was.
+    _, same = sparsifier.apply(PARAMS, state)
+    assert float(same.ahead) == 0
+
+
+def test_the_end_of_a_schedule_is_exact_in_large_layers() -> None:
+    """Above 2**24 float32 knows not every number."""
+    size = (2**13 + 1) * (2**12 + 1)
+    last = edge_budget(size, 0.3)
+    schedule = SparsitySchedule(0.3, end=10)
+    assert int(annealed_budget(size, last, schedule.ahead(10))) == last
+    assert int(annealed_budget(size, last, schedule.ahead(0))) == size
+
+
+# Which leaves.
+
+
+def paths(params: Any, **settings: Any) -> list[str]:
+    return list(sparsify(params, 0.5, **settings).shapes)
+
+
+def test_matrices_and_kernels_by_default() -> None:
+    params = {
+        "attention": {"query": {"kernel": normal(8, 2, 4), "bias": normal(2, 4)}},
+        "conv": {"kernel": normal(3, 3, 8, 8), "bias": normal(8)},
+        "embed": {"embedding": normal(100, 8)},
+        "norm": {"scale": normal(1, 1, 8), "bias": normal(8)},
+        "steps": jnp.arange(6).reshape(2, 3),
+        "temperature": jnp.float32(1.0),
+        "to_one": {"kernel": normal(8, 1)},
+    }
+    assert paths(params) == ["attention/query/kernel", "conv/kernel", "to_one/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        (None, (), ["encoder/kernel", "head/kernel"]),
+        (None, "head", ["encoder/kernel"]),
+        (None, ["head/kernel"], ["encoder/kernel"]),
+        ("head", (), ["head/bias", "head/kernel"]),
+        (["*/kernel"], (), ["encoder/kernel", "head/kernel"]),
+        ("head.kernel", (), ["head/kernel"]),
+        ("*", ["*bias", "norm"], ["encoder/kernel", "head/kernel"]),
+        (["norm", "head"], "*/bias", ["head/kernel", "norm/scale"]),
+    ],
+)
+def test_patterns(include: Any, exclude: Any, expected: list[str]) -> None:
+    assert paths(PARAMS, include=include, exclude=exclude) == expected
+
+
+def test_budget_patterns() -> None:
+    assert sparsify(PARAMS, budget={"head": 0.5}, exclude="*bias").last == {"head/kernel": 48}
+    sparsifier = sparsify(PARAMS, 0.75, budget={"*kernel": 0.5, "head/kernel": 0.25})
+    assert sparsifier.last == {"encoder/kernel": 144, "head/kernel": 72}  # the last one counts
+    assert sparsify(PARAMS, 0.75, budget={"head/kernel": 0.5}).last == {
+        "encoder/kernel": 72,
+        "head/kernel": 48,
+    }
+    assert sparsify(PARAMS, budget={"norm/scale": 0.5}).last == {"norm/scale": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"include": "nothing"}, "include: nothing matches 'nothing'; the paths are"),
+        ({"include": ["head", "z*", "x"]}, "nothing matches 'z*', 'x'"),
+        ({"exclude": "kernel"}, "exclude: nothing matches 'kernel'"),
+        ({"budget": {"tail": 0.5}}, "budget: nothing matches 'tail'"),
+        ({"budget": "equal"}, "budget is 'equal'; it must be 'uniform', 'erk', 'global'"),
+        ({"budget": {"head": 1.5}}, "sparsity of head/bias is 1.5; it must lie in [0, 1]"),
+        ({"sparsity": None}, "sparsity is None"),
+        ({"sparsity": 1.2}, "sparsity is 1.2; it must lie in [0, 1]"),
+        ({"sparsity": -0.1, "budget": "erk"}, "sparsity is -0.1"),
+        ({"rule": "magic"}, "rule is 'magic'; there are dnw, random"),
+        ({"rule": "5:4"}, "n:m is 5:4"),
+        ({"rule": "2:4"}, "sparsity is 0.9; 2:4 fixes it at 0.5"),
+        ({"rule": "2:5", "sparsity": None}, "encoder/kernel: axis -2 of (3, 3, 4, 8)"),
+        ({"rule": "2:5", "sparsity": None}, "head/kernel: axis -2 of (8, 12)"),
+        ({"rule": "2:4", "sparsity": None, "include": "head"}, "head/bias: shape (12,)"),
+        ({"rule": "l1_anneal"}, "rule is l1_anneal"),
+        ({"exclude": "*"}, "no leaf is to be sparse"),
+        ({"rule": "random", "sparsity": SparsitySchedule(0.9, 5)}, "keeps the wiring"),
+        ({"budget": {"head": 0.5}, "sparsity": SparsitySchedule(0.9, 5)}, "of their own"),
+    ],
+)
+def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        sparsify(PARAMS, **{"sparsity": 0.9, **settings})
+    assert message in str(error.value)
+    if "the paths are" in message:
+        assert all(path in str(error.value) for path in ("encoder/bias", *KERNELS))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"final": 1.5, "end": 5},
+        {"final": 0.9, "end": 0},
+        {"final": 0.9, "end": 5, "begin": 5},
+        {"final": 0.9, "end": 5, "begin": -1},
+        {"final": 0.9, "end": 5, "initial": -0.1},
+        {"final": 0.9, "end": 5, "power": 0},
+    ],
+)
+def test_schedules_that_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"it must|they need"):
+        SparsitySchedule(**fields)
+
+
+def test_no_parameters_and_other_parameters() -> None:
+    with pytest.raises(ValueError, match="params holds no array of floats"):
+        sparsify({"step": jnp.int32(0)}, 0.5)
+    sparsifier = sparsify(PARAMS, 0.5)
+    others = {**PARAMS, "head": {"kernel": normal(8, 10)}}
+    with pytest.raises(ValueError, match=r"head/kernel: expected \(8, 12\), found \(8, 10\)"):
+        sparsifier.init(others)
+    with pytest.raises(ValueError, match=r"head/kernel: expected .* found nothing"):
+        sparsifier.init({"encoder": PARAMS["encoder"]})
+
+
+# The report.
+
+
+def test_report() -> None:
+    sparsifier = sparsify(PARAMS, 0.9)
+    report = sparsifier.report(PARAMS)
+    by_path = {leaf.path: leaf for leaf in report.leaves}
+    assert by_path["head/kernel"].kept == edge_budget(96, 0.9)
+    assert by_path["head/kernel"].sparsity == pytest.approx(1 - 10 / 96)
+    assert (by_path["head/bias"].kept, by_path["head/bias"].sparse) == (12, False)
+    assert report.kept == 29 + 10 + 8 + 8 + 12
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["path", "shape", "kept", "of", "sparsity"]
+    assert lines[3].split() == ["head/kernel", "(8,", "12)", "10", "96", "89.58%"]
+    assert lines[-1].split() == ["all", "67", "412", "83.74%"]
+    assert repr(report) == str(report)
+
+
+def test_report_counts_what_is_there() -> None:
+    """Of one threshold for all, and of a wiring that is in the state."""
+    params = {"a": normal(10, 10), "b": 5 * normal(10, 10, seed=1)}
+    report = sparsify(params, 0.5, "global").report(params)
+    assert [leaf.kept for leaf in report.leaves] != [50, 50]
+    assert report.kept == 100
+    for rule in FIXED:
+        sparsifier = sparsify(params, 0.75, rule=rule)
+        state = sparsifier.init(params, KEY)
+        assert [leaf.kept for leaf in sparsifier.report(params, state).leaves] == [25, 25]
+        assert [leaf.kept for leaf in sparsifier.report(params).leaves] == [25, 25]
+
+
+# Any pytree.
+
+
+class NNXModel(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.head = nnx.Linear(8, 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+def test_nnx() -> None:
+    model = NNXModel(nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    sparsifier = sparsify(params, 0.9)
+    assert list(sparsifier.shapes) == ["conv/kernel", "head/kernel"]
+    effective, _ = sparsifier.apply(params, sparsifier.init(params))
+    sparse = nnx.merge(graphdef, effective, rest)
+    assert int(jnp.sum(sparse.conv.kernel[...] != 0)) == edge_budget(3 * 3 * 3 * 8, 0.9)
+    assert sparse(jnp.ones((2, 8, 8, 3))).shape == (2, 10)
+    pure = nnx.to_pure_dict(params)
+    assert list(sparsify(pure, 0.9).shapes) == list(sparsifier.shapes)
+    shapes = jax.eval_shape(lambda: nnx.state(NNXModel(nnx.Rngs(0)), nnx.Param))
+    assert sparsify(shapes, 0.9).last == sparsifier.last
+
+
+def test_linen() -> None:
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = linen.LayerNorm()(linen.Conv(8, (3, 3))(x)).mean((1, 2))
+            return linen.Dense(10)(x)
+
+    images = jnp.ones((2, 8, 8, 3))
+    variables = Model().init(KEY, images)
+    sparsifier = sparsify(variables, 0.9)
+    assert list(sparsifier.shapes) == ["params/Conv_0/kernel", "params/Dense_0/kernel"]
+    effective, _ = sparsifier.apply(variables, sparsifier.init(variables))
+    assert Model().apply(effective, images).shape == (2, 10)
+
+
+def test_equinox() -> None:
+    """Functions among the leaves stay, and targets lie along the first axis."""
+    model = eqx.nn.MLP(6, 4, 8, 2, key=KEY)
+    sparsifier = sparsify(model, 0.75, rule=ConstantFanIn(target_axis=0))
+    assert list(sparsifier.shapes) == [f"layers/{i}/weight" for i in range(3)]
+    effective, _ = sparsifier.apply(model, sparsifier.init(model))
+    assert effective(jnp.ones(6)).shape == (4,)
+    assert np.all(np.count_nonzero(effective.layers[1].weight, axis=1) == 2)
+    assert effective.activation is model.activation
+    conv = eqx.nn.Conv2d(3, 8, 3, key=KEY)  # its bias is [outputs, 1, 1]
+    assert list(sparsify(conv, 0.5).shapes) == ["weight"]
+
+
+def test_haiku_names() -> None:
+    params = {"net/~/conv": {"w": normal(3, 3, 2, 4), "b": normal(4)}}
+    assert list(sparsify(params, 0.5).shapes) == ["net/~/conv/w"]
+    assert list(sparsify(params, 0.5, include="net/~/conv/w").shapes) == ["net/~/conv/w"]
+
+
+# The state.
+
+
+@pytest.mark.parametrize("rule", ["dnw", "random", "fine_tune"])
+def test_the_state_jits_maps_and_checkpoints(rule: str, tmp_path: Path) -> None:
+    sparsity = 0.6 if rule != "dnw" else SparsitySchedule(0.6, end=4)
+    sparsifier = sparsify(PARAMS, sparsity, rule=rule)
+    state = jax.jit(sparsifier.init)(PARAMS, KEY)
+    eager = sparsifier.init(PARAMS, KEY)
+    assert jax.tree.structure(state) == jax.tree.structure(eager)
+    jax.tree.map(np.testing.assert_array_equal, state, eager)
+    assert set(state.rules) == (set() if rule == "dnw" else set(KERNELS))
+
+    _, state = sparsifier.apply(PARAMS, state, step=2)
+    ocp.save(tmp_path / "state", state._asdict())
+    empty = jax.tree.map(jnp.zeros_like, state)
+    restored = ocp.load(tmp_path / "state", empty._asdict())
+    jax.tree.map(np.testing.assert_array_equal, type(state)(**restored), state)
+
+    several = jax.tree.map(lambda p: jnp.stack([p, 2 * p[::-1]]), PARAMS)
+    keys = jax.random.split(KEY, 2)
+    states = jax.vmap(sparsifier.init)(several, keys)
+    effective, _ = jax.vmap(lambda p, s: sparsifier.apply(p, s, step=2))(several, states)
+    for i, key in enumerate(keys):
+        own = jax.tree.map(lambda p, i=i: p[i], several)
+        alone, _ = sparsifier.apply(own, sparsifier.init(own, key), step=2)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), effective, alone)
+
+
+def test_sharded_parameters_stay_where_they_are() -> None:
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,))
+    params = {"kernel": jax.device_put(normal(8, 16), NamedSharding(mesh, PartitionSpec("model")))}
+    sparsifier = sparsify(params, 0.5, rule="random")
+    state = jax.jit(sparsifier.init)(params, KEY)
+    effective, _ = jax.jit(sparsifier.apply)(params, state)
+    assert effective["kernel"].sharding.is_equivalent_to(params["kernel"].sharding, 2)
+
+
+# The same as layers.
+
+
+class Dense(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Conv(2, 6, (3, 3), strides=2, rngs=rngs)
+        self.second = nnx.Conv(6, 8, (3, 3), padding="VALID", rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.second(nnx.relu(self.first(x))))
+        return self.head(x.mean((1, 2)))
+
+
+class Sparse(Dense):
+    def __init__(self, rngs: nnx.Rngs):
+        kept = {"sparsity": 0.8, "rngs": rngs}
+        self.first = dnw_jax.SparseConv(2, 6, (3, 3), strides=2, **kept)
+        self.second = dnw_jax.SparseConv(6, 8, (3, 3), padding="VALID", **kept)
+        self.head = dnw_jax.SparseLinear(8, 3, **kept)
+
+
+def test_ten_steps_equal_those_of_sparse_layers() -> None:
+    images, labels = normal(16, 8, 8, 2), jnp.arange(16) % 3
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    results = []
+    for model_class, sparsity in ((Dense, 0.8), (Sparse, None)):
+        graphdef, params, rest = nnx.split(model_class(nnx.Rngs(0)), nnx.Param, ...)
+        params = nnx.to_pure_dict(params)
+        transform = (
+            (lambda p: p) if sparsity is None else _applied(sparsify(params, sparsity), params)
+        )
+
+        @jax.jit
+        def step(params: Any, opt: Any, graphdef=graphdef, rest=rest, transform=transform) -> Any:
+            def loss(params: Any) -> jax.Array:
+                model = nnx.merge(graphdef, transform(params), rest, copy=True)
+                losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+                return losses.mean()
+
+            updates, opt = optimizer.update(jax.grad(loss)(params), opt, params)
+            return optax.apply_updates(params, updates), opt
+
+        states = [(params, optimizer.init(params))]
+        for _ in range(10):
+            states.append(step(*states[-1]))
+        results.append([params for params, _ in states])
+    for one, other in zip(*results, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+    first, last = results[0][0], results[0][-1]
+    changed = [
+        np.any(top(a["kernel"], 20) != top(b["kernel"], 20))
+        for a, b in zip(first.values(), last.values(), strict=True)
+    ]
+    assert any(changed)  # edges were swapped on the way
+    assert all(np.any(a != b) for a, b in itertools.pairwise(jax.tree.leaves(results[0][-2:])[:2]))
+
+
+def _applied(sparsifier: Any, params: Any) -> Any:
+    state = sparsifier.init(params)
+    return lambda params: sparsifier.apply(params, state)[0]
