@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from dnw_jax import schema
 from dnw_jax.errors import UserError
+from dnw_jax.fields import as_kind, from_text
 
 _DEFAULT_MODEL = schema.SHARED["model.name"].default
 CONFIG_FILE = "config.json"  # as a run leaves it in its workdir
@@ -44,7 +45,7 @@ def load_config(
     texts = dict(overrides)
     fields = schema.fields_of(texts.get("model.name", values.get("model.name", _DEFAULT_MODEL)))
     for name, text in texts.items():
-        values[name] = schema.from_text(text, fields[name].kind) if name in fields else text
+        values[name] = from_text(text, fields[name].kind) if name in fields else text
     return _complete(values, source=spec)
 
 
@@ -233,7 +234,7 @@ def _read_arguments(path: Path, text: str, get_config: Callable[..., Any]) -> di
             problems.append(f"{argument}: the argument {name!r} is given twice")
         else:
             kind = type(parameters[name].default)
-            keywords[name] = schema.as_kind(schema.from_text(value, kind), kind)
+            keywords[name] = as_kind(from_text(value, kind), kind)
             if type(keywords[name]) is not kind:
                 problems.append(f"{argument}: must be of type {kind.__name__}")
     if problems:

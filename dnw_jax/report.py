@@ -70,9 +70,10 @@ def conclude(
         accuracy = None if step is None else checkpoints.accuracy(step)
         if accuracy is not None:
             print(f"{name}: test accuracy {accuracy:.2%} (step {step})")
+    pictures = any((workdir / layout.WIRING).glob("*.png"))
     print(
         f"checkpoints: {workdir / layout.CHECKPOINTS}\n"
-        f"wiring pictures: {workdir / layout.WIRING}\n"
-        f"TensorBoard: {workdir / layout.TENSORBOARD} (pip install tensorboard; "
+        + (f"wiring pictures: {workdir / layout.WIRING}\n" if pictures else "")
+        + f"TensorBoard: {workdir / layout.TENSORBOARD} (pip install tensorboard; "
         f"tensorboard --logdir {workdir / layout.TENSORBOARD})"
     )

@@ -4,138 +4,22 @@ A setting that all models share is a line of `SHARED`; a model is one entry of `
 fields and rules that only it has.
 """
 
-import ast
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+
+from dnw_jax.fields import (
+    Field,
+    Model,
+    Rule,
+    at_least_0,
+    choice,
+    flag,
+    fraction,
+    integer,
+    number,
+    positive,
+)
 
 SOLVERS = ("dopri5", "dopri8", "tsit5", "bosh3", "heun", "midpoint", "ralston", "euler")
-
-
-def from_text(text: Any, kind: type) -> Any:
-    """A command line's text as a value of `kind`; text that cannot be one, or no text, stays."""
-    if kind is str or not isinstance(text, str):
-        return text
-    if kind is bool:
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-    if text.lower() == "none":
-        return None
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return (value,) if kind is tuple and type(value) in (int, float) else value
-
-
-def as_kind(value: Any, kind: type) -> Any:
-    """An integer given for a float as a float, a list given for a tuple as a tuple."""
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if kind is tuple and isinstance(value, list):
-        return tuple(value)
-    return value
-
-
-@dataclass(frozen=True)
-class Field:
-    """One setting: what it is when nobody sets it, and what it may be.
-
-    `allowed` says in words what `check` tests; `check` sees values of `kind` only. With `item`,
-    `kind` is tuple and each of its elements is an `item`. An `optional` field may be None.
-    """
-
-    default: Any
-    kind: type
-    allowed: str
-    check: Callable[[Any], bool] = lambda value: True
-    item: type | None = None
-    optional: bool = False
-
-    def normalised(self, value: Any) -> Any:
-        """The value as it is stored: see `as_kind`."""
-        value = as_kind(value, self.kind)
-        if self.item is not None and isinstance(value, tuple):
-            return tuple(as_kind(element, self.item) for element in value)
-        return value
-
-    def accepts(self, value: Any) -> bool:
-        """Whether `value` is of the right type (True is no integer) and in range."""
-        if value is None:
-            return self.optional
-        # By exact type: bool is a subclass of int.
-        if type(value) is not self.kind:
-            return False
-        elements: Any = value if self.item is not None else ()
-        return all(type(element) is self.item for element in elements) and self.check(value)
-
-
-def integer(default: int | None, at_least: int) -> Field:
-    """A whole number; a default of None makes the field optional."""
-    allowed = f"an integer >= {at_least}" + (" or None" if default is None else "")
-    return Field(default, int, allowed, lambda n: n >= at_least, optional=default is None)
-
-
-def number(default: float, allowed: str, check: Callable[[float], bool]) -> Field:
-    """A finite real number."""
-    return Field(default, float, f"a number {allowed}", lambda x: math.isfinite(x) and check(x))
-
-
-def at_least_0(default: float) -> Field:
-    """A finite real number that is not negative."""
-    return number(default, ">= 0", lambda x: x >= 0)
-
-
-def fraction(default: float) -> Field:
-    """A real number from 0 up to, but not, 1."""
-    return number(default, "in [0, 1)", lambda x: 0 <= x < 1)
-
-
-def positive(default: float) -> Field:
-    """A finite real number above 0."""
-    return number(default, "> 0", lambda x: x > 0)
-
-
-def choice(default: str, *others: str) -> Field:
-    """One of a few names."""
-    names = (default, *others)
-    return Field(default, str, "one of " + ", ".join(names), lambda name: name in names)
-
-
-def flag(default: bool) -> Field:
-    """True or false."""
-    return Field(default, bool, "true or false")
-
-
-def is_milestones(milestones: tuple[float, ...]) -> bool:
-    """Whether all are finite, above 0, and each is later than the one before."""
-    return all(
-        math.isfinite(late) and early < late
-        for early, late in zip((0.0, *milestones), milestones, strict=False)
-    )
-
-
-def is_step_range(steps: tuple[int, ...]) -> bool:
-    """Whether these are two steps, the first before the last."""
-    return len(steps) == 2 and 0 <= steps[0] < steps[1]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What several settings must satisfy together; `holds` takes their values in order."""
-
-    fields: tuple[str, ...]
-    allowed: str
-    holds: Callable[..., bool]
-
-
-@dataclass(frozen=True)
-class Model:
-    """The settings that only one model has."""
-
-    fields: Mapping[str, Field]
-    rules: tuple[Rule, ...] = ()
-
 
 EDGES = (
     "dnw",
@@ -162,6 +46,12 @@ NEEDS_TRAINED = Rule(
     "init_from must name the workdir of a run with model.edges=complete, whose top edges these are",
     lambda edges, init_from: edges not in ("fine_tune", "lottery_ticket") or init_from != "",
 )
+
+
+def _width(default: float) -> Field:
+    """A factor of all numbers of channels."""
+    return number(default, ">= 1/32", lambda factor: factor >= 1 / 32)
+
 
 MODELS = {
     "tiny": Model(
@@ -226,20 +116,17 @@ MODELS = {
             ),
         ),
     ),
-}
-
-MODELS |= {
     # Chains of static graphs.
     "mbv1": Model(
         fields={
             "model.sparsity": fraction(0.775),  # 1 - the multiplier of the paper's tables
-            "model.width": number(1.0, ">= 1/32", lambda x: x >= 1 / 32),
+            "model.width": _width(1.0),
             "model.small": flag(False),
             **RULE_FIELDS,
         },
         rules=(NEEDS_TRAINED,),
     ),
-    "mobilenet": Model(fields={"model.width": number(0.25, ">= 1/32", lambda x: x >= 1 / 32)}),
+    "mobilenet": Model(fields={"model.width": _width(0.25)}),
     # Sparse convolutions.
     "resnet": Model(
         fields={
@@ -247,12 +134,26 @@ MODELS |= {
             "model.sparsity": fraction(0.9),
             "model.first_layer": choice("sparse", "dense"),
             "model.small_images": flag(False),  # a 3x3 stem without stride or pooling
-            "model.width": number(1.0, ">= 1/32", lambda x: x >= 1 / 32),
+            "model.width": _width(1.0),
             **RULE_FIELDS,
         },
         rules=(NEEDS_TRAINED,),
     ),
 }
+
+
+def is_milestones(milestones: tuple[float, ...]) -> bool:
+    """Whether all are finite, above 0, and each is later than the one before."""
+    return all(
+        math.isfinite(late) and early < late
+        for early, late in zip((0.0, *milestones), milestones, strict=False)
+    )
+
+
+def is_step_range(steps: tuple[int, ...]) -> bool:
+    """Whether these are two steps, the first before the last."""
+    return len(steps) == 2 and 0 <= steps[0] < steps[1]
+
 
 SHARED = {
     "seed": Field(0, int, "an integer in [0, 2**32)", lambda n: 0 <= n < 2**32),

@@ -49,6 +49,13 @@ ARGUMENTS = {
     "cifar10_mbv1.py": {"edges": EDGES, "multiplier": (0.225, 0.5)},
     "cifar10_mobilenet.py": {"width": (0.25, 1.0)},
     "imagenet_mbv1.py": {"edges": EDGES, "multiplier": (0.15, 0.49), "small": (False, True)},
+    "imagenet_resnet.py": {
+        "arch": ("resnet18", "resnet152"),
+        "sparsity": (0.9, 0.1),
+        "first_layer": ("sparse", "dense"),
+        "edges": EDGES,
+    },
+    "cifar10_resnet.py": {"arch": ("resnet50",), "edges": EDGES, "width": (0.25, 1.0)},
 }
 
 
@@ -92,6 +99,7 @@ def test_the_recipe_of_the_paper() -> None:
         "learning_rate": 0.1,
         "momentum": 0.9,
         "weight_decay": 1e-4,
+        "no_decay": "",
         "nesterov": False,
     }
     assert [share * config.num_epochs for share in config.schedule.milestones] == [80, 120]
@@ -179,7 +187,7 @@ MILESTONES = "numbers > 0, each larger than the one before"
 BAD = [
     ("model.wiring", "dense", "'dense': must be one of static, discrete, continuous"),
     ("model.edges", "dwn", "'dwn': must be one of " + ", ".join(EDGES)),
-    ("model.name", "huge", "'huge': must be one of tiny, mbv1, mobilenet"),
+    ("model.name", "huge", "'huge': must be one of tiny, mbv1, mobilenet, resnet"),
     ("model.sparsity", "1.0", "1.0: must be a number in [0, 1)"),
     ("model.sparsity", "1", "1.0: must be a number in [0, 1)"),
     ("model.sparsity", "-0.1", "-0.1: must be a number in [0, 1)"),
@@ -274,7 +282,7 @@ def test_of_an_unknown_model_only_the_name_is_a_problem() -> None:
     with pytest.raises(UserError) as caught:
         load_config(DIGITS, {"model.name": "tinny", "model.sparsity": "0.5"})
     (problem,) = str(caught.value).splitlines()[1:]
-    assert problem == "  model.name = 'tinny': must be one of tiny, mbv1, mobilenet"
+    assert problem == "  model.name = 'tinny': must be one of tiny, mbv1, mobilenet, resnet"
 
 
 def test_all_violations_in_one_error(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # Downwards only: what each module may import of ours (a folder stands for its files), and, where
 # it matters, of others. ARCHITECTURE.md draws it.
-BASE = {"errors", "schema", "config", "version"}
+BASE = {"errors", "fields", "schema", "config", "version"}
 MAY_IMPORT = {
     "__init__": {"*"},  # names, loaded when used
     "version": set(),
     "errors": set(),
-    "schema": set(),
-    "config": {"schema", "errors"},
+    "fields": set(),
+    "schema": {"fields"},
+    "config": {"fields", "schema", "errors"},
     "edges": {"edges"},
     "graphs": {"graphs", "edges"},
     "models": {"models", "graphs", "edges"} | BASE,
@@ -70,6 +71,7 @@ OTHERS = {
     "edges": {"jax", "jaxtyping", "numpy"},
     "graphs": {"jax", "jaxtyping", "numpy", "flax", "diffrax"},
     "errors": set(),
+    "fields": set(),
     "schema": set(),
     "config": {"ml_collections"},
     "version": set(),

@@ -81,7 +81,8 @@ def test_every_model(wiring: str, edges: str) -> None:
     assert mask.dtype == bool
     budget = dnw_jax.edge_budget(32 * 32, 0.9)
     assert budget == 103
-    whole = {"complete": 32 * 32, "l1_anneal": 32 * 32, "targeted_dropout_per_node": 4 * 32}
+    whole = dict.fromkeys(("complete", "l1_anneal"), 32 * 32)
+    whole |= dict.fromkeys(("targeted_dropout_per_node", "constant_fan_in"), 4 * 32)
     assert np.count_nonzero(mask) == whole.get(edges, budget)
     # They are the edges that carry signal.
     (layer,) = edge_layers(model).values()

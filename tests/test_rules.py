@@ -15,6 +15,7 @@ KEY = jax.random.key(2)
 FIXED = ("random", "fine_tune", "lottery_ticket")
 DROPOUT = ("targeted_dropout", "targeted_dropout_per_node")
 LIVE = {"complete": 120, "l1_anneal": 120}  # at the start, of a budget of 30
+EACH_TARGET = ("targeted_dropout_per_node", "constant_fan_in")
 
 
 def same(ours, expected) -> None:
@@ -40,7 +41,7 @@ def test_a_rule_masks_what_it_zeroes(name: str) -> None:
     if name not in DROPOUT:
         same(rule(WEIGHTS, state, 30, train=True), np.where(mask, WEIGHTS, 0))
     assert (state is None) == (name not in (*FIXED, "l1_anneal"))
-    if name not in ("random", "complete", "l1_anneal", "targeted_dropout_per_node"):
+    if name not in ("random", "complete", "l1_anneal", *EACH_TARGET):
         same(mask, top(WEIGHTS, 30))
 
 
@@ -51,7 +52,9 @@ def test_which_edges_learn(name: str) -> None:
     slope = jax.random.normal(KEY, WEIGHTS.shape)
     kept, pull = jax.vjp(lambda w: rule(w, state, 30, train=True, key=KEY), WEIGHTS)
     (gradient,) = pull(slope)
-    learns = np.ones(WEIGHTS.shape, bool) if name == "dnw" else np.asarray(kept) != 0
+    learns = np.asarray(kept) != 0
+    if name in ("dnw", "constant_fan_in"):
+        learns = np.ones(WEIGHTS.shape, bool)
     same(gradient, np.where(learns, slope, 0))
 
 
@@ -143,13 +146,16 @@ def test_targeted_dropout_needs_a_key_in_training_alone(name: str) -> None:
         RULES[name](WEIGHTS, None, 30, train=True)
 
 
+@pytest.mark.parametrize("name", EACH_TARGET)
 @pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.5, 0.77, 0.949375, 1.0])
 @pytest.mark.parametrize("shape", [(12, 10), (7, 3), (3, 2, 2, 5)])
-def test_equally_many_edges_for_each_node(shape: tuple[int, ...], sparsity: float) -> None:
+def test_equally_many_edges_for_each_node(
+    shape: tuple[int, ...], sparsity: float, name: str
+) -> None:
     """As the published code counts: of n sources int(n * sparsity) are dropped."""
     weights = jax.random.normal(KEY, shape)
     num_edges = edge_budget(weights.size, sparsity)
-    mask = RULES["targeted_dropout_per_node"].mask(weights, None, num_edges)
+    mask = RULES[name].mask(weights, None, num_edges)
     columns, weights = (np.asarray(a).reshape(-1, shape[-1]) for a in (mask, weights))
     kept = len(columns) - int(len(columns) * sparsity)
     for column, values in zip(columns.T, weights.T, strict=True):
