@@ -2,8 +2,9 @@
 
     python -m dnw_jax.main --config=configs/cifar10_resnet.py --workdir=runs/cifar10_resnet
 
-Run time: TODO
-Test accuracy: TODO
+Run time: with width=0.25 and --config.num_epochs=5 some 10 minutes on two CPU cores.
+Test accuracy: with these 74.4 % (edges=random 71.6 %, edges=complete 79.7 %; one seed). The whole
+recipe was not run here. docs/sparse_training.md compares with pruning after training.
 """
 
 from ml_collections import ConfigDict

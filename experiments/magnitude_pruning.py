@@ -1,0 +1,39 @@
+"""Magnitude pruning after training: a dense run's test accuracy with its largest weights alone.
+
+    python -m experiments.magnitude_pruning --workdir=runs/dense --sparsity=0.9
+
+Every kernel keeps its largest weights; nothing is trained on. (To train on:
+`--config.model.edges=fine_tune --config.init_from=runs/dense`.)
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import dnw_jax
+from dnw_jax import devices, workdir
+from dnw_jax.feed import open_feed
+from dnw_jax.train import evaluate_all
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the accuracy before and after."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    flags = parser.parse_args(argv)
+    config = dnw_jax.load_config(flags.workdir / workdir.CONFIG)
+    state, _ = workdir.load_state(flags.workdir, "last", config)
+    mesh = devices.data_mesh()
+    feed = open_feed(config, mesh, train=False)
+    sparsifier = dnw_jax.sparsify(state.params, flags.sparsity, rule="fine_tune")
+    pruned, _ = sparsifier.apply(state.params, sparsifier.init(state.params))
+    for name, params in (("dense", state.params), ("pruned", pruned)):
+        replicated = devices.replicate(dataclasses.replace(state, params=params), mesh)
+        values = evaluate_all(replicated, feed, config.batch_size, mesh)
+        print(f"{name}: test accuracy {values['accuracy']:.2%}, test loss {values['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    main()
