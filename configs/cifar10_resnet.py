@@ -32,7 +32,6 @@ def get_config(
             "sparsity": sparsity,
             "first_layer": first_layer,
             "edges": edges,
-            "rho": sparsity,
             "width": width,
             "small_images": True,
         }

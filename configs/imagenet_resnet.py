@@ -41,7 +41,6 @@ def get_config(
             "sparsity": sparsity,
             "first_layer": first_layer,
             "edges": edges,
-            "rho": sparsity,  # of targeted dropout: as the published code sets it for ResNets
         }
     )
 

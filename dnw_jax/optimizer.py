@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from dnw_jax.errors import UserError
+
 
 def learning_rate_schedule(
     config: ConfigDict, total_steps: int, steps_per_epoch: int
@@ -98,9 +100,15 @@ def sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransform
 
 def _decayed(no_decay: str) -> Callable[[optax.Params], Any]:
     def mask(params: optax.Params) -> Any:
-        return jax.tree_util.tree_map_with_path(
+        decayed = jax.tree_util.tree_map_with_path(
             lambda path, _: no_decay not in jax.tree_util.keystr(path, simple=True, separator="."),
             params,
         )
+        if all(jax.tree.leaves(decayed)):
+            raise UserError(
+                f"optimizer.no_decay = {no_decay!r}: no path of a parameter contains it; the table "
+                "of parameters at the start of a run shows them. Nothing means: all are decayed"
+            )
+        return decayed
 
     return mask

@@ -136,6 +136,14 @@ MODELS = {
             "model.small_images": flag(False),  # a 3x3 stem without stride or pooling
             "model.width": _width(1.0),
             **RULE_FIELDS,
+            # As the published code has it for ResNets.
+            "model.rho": Field(
+                None,
+                float,
+                "a number in [0, 1], or None: the sparsity",
+                lambda x: 0 <= x <= 1,
+                optional=True,
+            ),
         },
         rules=(NEEDS_TRAINED,),
     ),

@@ -107,7 +107,11 @@ def test_planes(arch: Arch, small_images: bool) -> None:
 
 def test_dropout_draws_in_every_layer() -> None:
     model = small("arch=resnet18,edges=targeted_dropout")
-    assert model.conv1.rule.rho == 0.9  # the published code's
+    assert model.conv1.rule.rho == 0.9  # the published code's: the sparsity
+    half = small("arch=resnet18,edges=targeted_dropout", model__sparsity=0.5)
+    assert half.fc.rule.rho == 0.5
+    own = small("arch=resnet18,edges=targeted_dropout", model__rho=0.7)
+    assert own.fc.rule.rho == 0.7
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     with pytest.raises(ValueError, match="pass key="):
         model(images, train=True)
@@ -224,3 +228,7 @@ def test_only_norms_called_bn_are_not_decayed() -> None:
     flat = traverse_util.flatten_dict(updates, sep=".")
     assert np.all(flat["layer2.0.downsample.1.scale"] < 0)
     assert np.all(flat["layer2.0.bn1.scale"] == 0)
+    config = config_of(IMAGENET, "arch=resnet18", optimizer__no_decay="norm")
+    optimizer = sgd(config, optax.constant_schedule(1.0))
+    with pytest.raises(dnw_jax.UserError, match="no path of a parameter contains it"):
+        optimizer.init(params)

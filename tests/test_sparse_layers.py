@@ -122,8 +122,23 @@ def test_n_of_m_and_what_is_refused() -> None:
         dnw_jax.SparseLinear(8, 4, sparsity=0.5, rule="magic", rngs=rngs)
     with pytest.raises(ValueError, match=r"axis -2 of \(8, 4\) is no multiple of 3"):
         dnw_jax.SparseLinear(8, 4, rule=NOfM(1, 3), rngs=rngs)
+    with pytest.raises(ValueError, match="mask is given"):
+        dnw_jax.SparseConv(8, 4, 3, sparsity=0.5, mask=jnp.ones((3, 8, 4)), rngs=rngs)
     with pytest.raises(ValueError, match=r"sparsity is 1\.5"):
         dnw_jax.SparseLinear(8, 4, sparsity=1.5, rngs=rngs)
+
+
+@pytest.mark.parametrize("rngs", [nnx.Rngs(params=0), nnx.Rngs(params=0, edges=1), nnx.Rngs(0)])
+def test_random_with_whatever_streams_there_are(rngs: nnx.Rngs) -> None:
+    layer = dnw_jax.SparseLinear(8, 4, sparsity=0.5, rule="random", rngs=rngs)
+    assert int(layer.real_edges().sum()) == 16
+
+
+def test_fine_tune_adopts_trained_weights() -> None:
+    layer = dnw_jax.SparseLinear(8, 4, sparsity=0.5, rule="fine_tune", rngs=nnx.Rngs(0))
+    layer.kernel[...] = normal(8, 4, seed=7)
+    layer.adopt()
+    np.testing.assert_array_equal(layer.real_edges(), edge_mask(normal(8, 4, seed=7), 16))
 
 
 def test_wiring_of_a_model_of_layers() -> None:

@@ -88,7 +88,10 @@ def profile(
 
 @functools.singledispatch
 def _rows(model: nnx.Module, image_size: int) -> Sequence[Row]:
-    raise UserError(f"model is a {type(model).__name__}; only the models of dnw_jax are counted")
+    raise UserError(
+        f"model is a {type(model).__name__}; only the models of dnw_jax are counted. What is kept "
+        "of another: dnw_jax.wiring(model), or the report of its sparsifier"
+    )
 
 
 @_rows.register

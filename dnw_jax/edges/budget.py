@@ -1,6 +1,7 @@
 """How many edges are real: of one layer, shared out over several, and as training goes on."""
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,11 +9,12 @@ from fractions import Fraction
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+Share = float | int  # in [0, 1]
 Shapes = Mapping[str, tuple[int, ...]]  # of the weights to be sparse, by path
 Counts = dict[str, int]  # edges kept, by path
 
 
-def edge_budget(size: int, sparsity: float | int) -> int:
+def edge_budget(size: int, sparsity: Share) -> int:
     """Number of edges kept among `size` at `sparsity` in [0, 1]: `size - int(sparsity * size)`.
 
     Counted as the published code counts (its prune rate is our sparsity): the number of *dropped*
@@ -21,17 +23,23 @@ def edge_budget(size: int, sparsity: float | int) -> int:
     """
     if size < 0:
         raise ValueError(f"size is {size}; it must be at least 0")
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1]")
-    return size - int(sparsity * size)
+    check_share(sparsity, "sparsity")
+    return size - int(float(sparsity) * size)
 
 
-def uniform(shapes: Shapes, sparsity: float | int) -> Counts:
+def check_share(share: Share, field: str) -> None:
+    """Refuses what is no number in [0, 1]."""
+    is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
+    if not is_number or not 0 <= share <= 1:
+        raise ValueError(f"{field} is {share!r}; it must be a number in [0, 1]")
+
+
+def uniform(shapes: Shapes, sparsity: Share) -> Counts:
     """Every layer at the same sparsity, each rounded as `edge_budget` (Table 4 of the paper)."""
     return {path: edge_budget(math.prod(shape), sparsity) for path, shape in shapes.items()}
 
 
-def erdos_renyi_kernel(shapes: Shapes, sparsity: float | int) -> Counts:
+def erdos_renyi_kernel(shapes: Shapes, sparsity: Share) -> Counts:
     """Small layers denser than large ones: a share of sum(shape) / prod(shape), at most all.
 
     The Erdos-Renyi-Kernel of Evci et al. 2020 (RigL, arXiv 1911.11134, section 3). The total is
@@ -55,14 +63,13 @@ def erdos_renyi_kernel(shapes: Shapes, sparsity: float | int) -> Counts:
     return _rounded(ideal, sizes, total)
 
 
-def explicit(shapes: Shapes, sparsities: Mapping[str, float | int]) -> Counts:
+def explicit(shapes: Shapes, sparsities: Mapping[str, Share]) -> Counts:
     """Each layer at a sparsity of its own; the total is that of all of them, rounded up once."""
     for path, sparsity in sparsities.items():
-        if not 0 <= sparsity <= 1:
-            raise ValueError(f"sparsity of {path} is {sparsity}; it must lie in [0, 1]")
+        check_share(sparsity, f"sparsity of {path}")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     dropped = math.fsum(sparsities[path] * size for path, size in sizes.items())
-    ideal = {path: size * (1 - Fraction(sparsities[path])) for path, size in sizes.items()}
+    ideal = {path: size * (1 - Fraction(float(sparsities[path]))) for path, size in sizes.items()}
     return _rounded(ideal, sizes, sum(sizes.values()) - int(dropped))
 
 
@@ -80,24 +87,24 @@ def _rounded(ideal: Mapping[str, Fraction], sizes: Mapping[str, int], total: int
 class SparsitySchedule:
     """A sparsity that grows while a network trains, and then stays.
 
-    At update t it is final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power, before
-    `begin` initial, from `end` on exactly final. Power 3 is the polynomial of Zhu and Gupta 2017
-    (arXiv 1710.01878, equation 1), 1 is linear.
+    After t updates it is final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power,
+    before `begin` initial, from `end` on final. Power 3 is the polynomial of Zhu and Gupta 2017
+    (arXiv 1710.01878, equation 1), 1 is linear. Counts are exact at both ends; in between each
+    leaf's is rounded by itself.
 
     Raises:
       ValueError: a sparsity outside [0, 1], end <= begin, begin < 0, or power <= 0.
     """
 
-    final: float | int
+    final: Share
     end: int
     begin: int = 0
-    initial: float | int = 0.0
+    initial: Share = 0.0
     power: float | int = 3.0
 
     def __post_init__(self) -> None:
         for name in ("initial", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
+            check_share(getattr(self, name), name)
         if not 0 <= self.begin < self.end:
             raise ValueError(f"begin, end are {self.begin}, {self.end}; they need 0 <= begin < end")
         if not self.power > 0:

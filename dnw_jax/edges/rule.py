@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dnw_jax.edges.budget import Share, check_share
 from dnw_jax.edges.select import edge_mask
 
 State = Array | None  # most rules keep none
@@ -28,17 +29,18 @@ class Rule:
 
     draws_wiring: ClassVar[bool] = False
 
-    def checked_sparsity(self, sparsity: float | int | None) -> float | int:
-        """The sparsity that a user asked for; ValueError where one is needed and none given."""
+    def checked_sparsity(self, sparsity: Share | None) -> Share:
+        """The sparsity that a user asked for; ValueError where it is none, or none was given."""
         if sparsity is None:
             raise ValueError(
                 "sparsity is None; give the share of the weights to leave out, such as 0.9"
             )
+        check_share(sparsity, "sparsity")
         return sparsity
 
-    def refuses(self, shape: tuple[int, ...]) -> str | None:
-        """Why weights of this shape do not fit the rule, or None if they do."""
-        del shape
+    def refuses(self, path: str, shape: tuple[int, ...]) -> str | None:
+        """Why weights of this path and shape do not fit the rule, or None if they do."""
+        del path, shape
         return None
 
     def init(

@@ -227,8 +227,11 @@ def find_rule(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
+    known = f'there are {", ".join(RULES)}, n:m such as "2:4", and objects of class Rule'
+    if not isinstance(rule, str):
+        raise ValueError(f"rule is {rule!r}; {known}")
     if pattern := re.fullmatch(r"(\d+):(\d+)", rule):
         return NOfM(int(pattern[1]), int(pattern[2]))
     if rule not in RULES:
-        raise ValueError(f'rule is {rule!r}; there are {", ".join(RULES)}, and n:m such as "2:4"')
+        raise ValueError(f"rule is {rule!r}; {known}")
     return RULES[rule]

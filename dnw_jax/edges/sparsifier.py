@@ -1,15 +1,16 @@
 """A transform of parameters that keeps some weights, in the shape of optax's: init and apply."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from dnw_jax.edges.budget import Counts, SparsitySchedule, annealed_budget
+from dnw_jax.edges.keys import split_key
 from dnw_jax.edges.paths import named_leaves
 from dnw_jax.edges.rule import Rule
 from dnw_jax.edges.rules import FixedMask
@@ -18,22 +19,11 @@ from dnw_jax.edges.sparsity_report import LeafReport, SparsityReport
 
 Tree = Any  # a pytree of arrays
 Shape = tuple[int, ...]
-Count = Int[Array, ""] | int
+Step = Int[Array, ""] | int
+RuleStates = dict[str, Array]  # by path, what a rule keeps: a fixed wiring; of most rules nothing
 
 
-class SparsifierState(NamedTuple):
-    """What a sparsifier keeps from step to step: arrays, to be saved with the parameters.
-
-    Attributes:
-      ahead: of a `SparsitySchedule`, how much of its way is left, 1 .. 0; else None.
-      rules: by path, what the rule keeps of a leaf (the mask of `random` and `fine_tune`).
-    """
-
-    ahead: Float[Array, ""] | None
-    rules: dict[str, Array]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, so that it may be static in jit
 class Sparsifier:
     """What `sparsify` gives: pure functions, to be used inside or outside of jit.
 
@@ -51,77 +41,105 @@ class Sparsifier:
     last: Counts | int
     schedule: SparsitySchedule | None
 
-    def init(self, params: Tree, key: Key[Array, ""] | None = None) -> SparsifierState:
-        """The state at the start; `key` is needed by the rule `random`, which draws its wiring.
+    def init(self, params: Tree, key: Key[Array, ""] | None = None) -> RuleStates:
+        """What the rule keeps, to be saved with `params`: arrays by path, none for most rules.
 
-        `fine_tune` and `lottery_ticket` take the wiring of `params`, which are trained already.
+        The rule `random` draws its wiring with `key`; `fine_tune` and `lottery_ticket` take that of
+        `params`, which are trained already.
         """
         weights = self._weights(params)
-        ahead = None if self.schedule is None else self.schedule.ahead(0)
-        counts = self._counts(weights, ahead)
-        keys = dict(zip(weights, _keys(key, len(weights)), strict=True))
-        states = {path: self.rule.init(keys[path], w, counts[path]) for path, w in weights.items()}
-        return SparsifierState(ahead, {p: s for p, s in states.items() if s is not None})
+        counts = self._counts(weights, 0 if self.schedule else None)
+        keys = split_key(key, len(weights))
+        states = {
+            path: self.rule.init(own, weight, counts[path])
+            for own, (path, weight) in zip(keys, weights.items(), strict=True)
+        }
+        return {path: state for path, state in states.items() if state is not None}
 
     def apply(
         self,
         params: Tree,
-        state: SparsifierState,
+        state: RuleStates,
         *,
-        step: Int[Array, ""] | int | None = None,
+        step: Step | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Tree, SparsifierState]:
+    ) -> tuple[Tree, RuleStates]:
         """The parameters that carry signal, and the state from here on.
 
         The gradient passes back as the rule has it: for `dnw` unchanged, to every weight.
 
         Args:
           params: of the structure that `sparsify` saw.
-          step: the number of the update, which a `SparsitySchedule` needs. Without it the sparsity
-            stays where it was: so in evaluation.
-          key: in training, for rules that draw (targeted dropout). Without it nothing is drawn.
+          state: what `init` gave.
+          step: the number of updates made, in training and in evaluation; where there is a
+            `SparsitySchedule`, and only there.
+          key: in training, for rules that draw (targeted dropout). Without it nothing is drawn: so
+            in evaluation.
+
+        Raises:
+          ValueError: other parameters than planned, a schedule without `step`, or a state of
+            another rule.
         """
+        if (step is None) != (self.schedule is None):
+            raise ValueError(
+                "step is None; the SparsitySchedule needs it, in evaluation, too: "
+                "apply(params, state, step=updates made so far)"
+                if self.schedule
+                else f"step is {step}, but the sparsity is a number: leave it out"
+            )
         weights = self._weights(params)
-        if self.schedule is not None and step is not None:
-            state = state._replace(ahead=self.schedule.ahead(step))
-        counts = self._counts(weights, state.ahead)
-        keys = dict(zip(weights, _keys(key, len(weights)), strict=True))
+        counts, states = self._counts(weights, step), self._states(state)
+        keys = split_key(key, len(weights))
         train = key is not None
         real = {
-            path: self.rule(w, state.rules.get(path), counts[path], train=train, key=keys[path])
-            for path, w in weights.items()
+            path: self.rule(weight, states.get(path), counts[path], train=train, key=own)
+            for own, (path, weight) in zip(keys, weights.items(), strict=True)
         }
         leaves, structure = named_leaves(params)
         effective = [real.get(path, leaf) for path, leaf in leaves.items()]
         return jax.tree_util.tree_unflatten(structure, effective), state
 
     def wiring(
-        self, params: Tree, state: SparsifierState | None = None
+        self, params: Tree, state: RuleStates | None = None, *, step: Step | None = None
     ) -> dict[str, Bool[Array, "..."]]:
-        """The weights kept of every sparse leaf, by path; without `state` as at the end."""
-        weights = self._weights(params)
-        if state is None and isinstance(self.rule, FixedMask):
-            raise ValueError(f"{self.rule} keeps its wiring in the state: pass state=...")
-        counts = self._counts(weights, None if state is None else state.ahead)
-        states = {} if state is None else state.rules
+        """The weights kept of every sparse leaf, by path.
+
+        `state` is needed for rules that keep their wiring. Of a schedule that at `step`, or at its
+        end.
+        """
+        weights, states = self._weights(params), self._states(state or {})
+        counts = self._counts(weights, step)
         return {
-            path: self.rule.mask(w, states.get(path), counts[path]) for path, w in weights.items()
+            path: self.rule.mask(weight, states.get(path), counts[path])
+            for path, weight in weights.items()
         }
 
-    def report(self, params: Tree, state: SparsifierState | None = None) -> SparsityReport:
-        """What is kept of every leaf, as a table to print; without `state` as at the end."""
-        if state is None and isinstance(self.rule, FixedMask):
-            state = self.init(params, jax.random.key(0))
-        wiring = {path: int(jnp.sum(mask)) for path, mask in self.wiring(params, state).items()}
+    def report(
+        self, params: Tree, state: RuleStates | None = None, *, step: Step | None = None
+    ) -> SparsityReport:
+        """What is kept of every leaf, as a table to print; arguments as those of `wiring`.
+
+        Of mere shapes, what is planned.
+        """
         leaves = named_leaves(params)[0]
-        arrays = {
-            path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")
-        }
+        if isinstance(self.last, dict) and not all(
+            isinstance(leaves.get(path), jax.Array) for path in self.shapes
+        ):
+            kept = dict(self.last)
+        else:
+            if isinstance(self.rule, FixedMask) and state is None:
+                state = self.init(params, jax.random.key(0))
+            kept = {
+                p: int(jnp.sum(mask)) for p, mask in self.wiring(params, state, step=step).items()
+            }
+        shapes = {p: tuple(leaf.shape) for p, leaf in leaves.items() if hasattr(leaf, "shape")}
+        note = "at the end of the schedule" if self.schedule and step is None else ""
         return SparsityReport(
             tuple(
-                LeafReport(path, shape, wiring.get(path, math.prod(shape)), path in wiring)
-                for path, shape in arrays.items()
-            )
+                LeafReport(path, shape, kept.get(path, math.prod(shape)), path in kept)
+                for path, shape in shapes.items()
+            ),
+            note,
         )
 
     def _weights(self, params: Tree) -> dict[str, Array]:
@@ -138,12 +156,21 @@ class Sparsifier:
             )
         return {path: leaves[path] for path in self.shapes}
 
-    def _counts(
-        self, weights: Mapping[str, Array], ahead: Float[Array, ""] | None
-    ) -> Mapping[str, Count]:
-        """Edges kept of each leaf now."""
+    def _states(self, state: RuleStates) -> RuleStates:
+        expected = set(self.shapes) if isinstance(self.rule, FixedMask) else set()
+        if not isinstance(state, Mapping) or set(state) != expected:
+            raise ValueError(
+                f"state is not one of {self.rule} for these parameters: pass what init(params) gave"
+            )
+        return state
 
-        def now(first: int, last: int) -> Count:
+    def _counts(
+        self, weights: Mapping[str, Array], step: Step | None
+    ) -> Mapping[str, Int[Array, ""] | int]:
+        """Edges kept of each leaf; of a schedule at `step`, or at its end."""
+        ahead = None if self.schedule is None or step is None else self.schedule.ahead(step)
+
+        def now(first: int, last: int) -> Int[Array, ""] | int:
             return last if ahead is None else annealed_budget(first, last, ahead)
 
         if isinstance(self.first, int):
@@ -153,7 +180,3 @@ class Sparsifier:
             return dict(zip(weights, counts, strict=True))
         assert not isinstance(self.last, int)
         return {path: now(self.first[path], self.last[path]) for path in weights}
-
-
-def _keys(key: Key[Array, ""] | None, count: int) -> Sequence[Key[Array, ""] | None]:
-    return [None] * count if key is None else list(jax.random.split(key, count))

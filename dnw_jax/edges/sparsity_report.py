@@ -22,7 +22,7 @@ class LeafReport(NamedTuple):
     @property
     def sparsity(self) -> float:
         """The share of the weights that are not kept."""
-        return 1 - self.kept / max(self.size, 1)
+        return 1 - self.kept / self.size if self.size else 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +30,7 @@ class SparsityReport:
     """What is kept of every leaf; prints as a table."""
 
     leaves: tuple[LeafReport, ...]
+    note: str = ""
 
     @property
     def kept(self) -> int:
@@ -42,7 +43,8 @@ class SparsityReport:
         rows = [(leaf.path, str(leaf.shape), *_counted([leaf])) for leaf in sparse]
         totals = [("all sparse leaves", "", *_counted(sparse))]
         if dense:
-            totals.append((f"{len(dense)} dense leaves", "", *_counted(dense)))
+            plural = "leaf" if len(dense) == 1 else "leaves"
+            totals.append((f"{len(dense)} dense {plural}", "", *_counted(dense)))
             totals.append(("all", "", *_counted(self.leaves)))
         table = [("path", "shape", "kept", "of", "sparsity"), *rows, *totals]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -51,11 +53,15 @@ class SparsityReport:
             for row in table
         ]
         line = "-" * len(lines[0])
-        return "\n".join([lines[0], line, *lines[1 : 1 + len(rows)], line, *lines[1 + len(rows) :]])
+        empty = [leaf.path for leaf in sparse if leaf.size and not leaf.kept]
+        notes = [f"NOTHING is kept of {', '.join(empty)}"] if empty else []
+        notes += [self.note] if self.note else []
+        end = 1 + len(rows)
+        return "\n".join([lines[0], line, *lines[1:end], line, *lines[end:], *notes])
 
     __repr__ = __str__
 
 
 def _counted(leaves: Sequence[LeafReport]) -> tuple[str, str, str]:
     kept, size = sum(leaf.kept for leaf in leaves), sum(leaf.size for leaf in leaves)
-    return f"{kept:,}", f"{size:,}", f"{1 - kept / max(size, 1):.2%}"
+    return f"{kept:,}", f"{size:,}", f"{1 - kept / size if size else 0:.2%}"

@@ -1,5 +1,7 @@
 """Only real edges carry signal forward; every edge, real or hallucinated, learns (section 2.2)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -7,23 +9,17 @@ from jaxtyping import Array, Bool, Float, Int
 from dnw_jax.edges.select import edge_mask
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def straight_through(
     weights: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """`weights` where `mask`, zero elsewhere; the cotangent passes back to `weights` unchanged."""
+    """`weights` where `mask`, zero elsewhere; tangents and cotangents pass unchanged."""
     return jnp.where(mask, weights, jnp.zeros_like(weights))
 
 
-def _forward(weights: Array, mask: Array) -> tuple[Array, None]:
-    return straight_through(weights, mask), None
-
-
-def _backward(_: None, cotangent: Array) -> tuple[Array, None]:
-    return cotangent, None
-
-
-straight_through.defvjp(_forward, _backward)
+@straight_through.defjvp
+def _unchanged(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    return straight_through(*primals), tangents[0]
 
 
 def top_edges(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dnw_jax.edges.budget import Share
 from dnw_jax.edges.rule import Rule, State
 from dnw_jax.edges.select import edge_mask, magnitude_bits
 from dnw_jax.edges.straight_through import straight_through
@@ -14,6 +15,13 @@ from dnw_jax.edges.straight_through import straight_through
 @dataclass(frozen=True)
 class _StraightThrough(Rule):
     """The edges of `mask` are real and every edge learns, as under DNW."""
+
+    def refuses(self, path: str, shape: tuple[int, ...]) -> str | None:
+        """Of Flax's attention, whose kernels have heads between inputs and outputs, or None."""
+        folder = path.split("/")[-2:-1]
+        if len(shape) == 3 and folder in (["query"], ["key"], ["value"], ["out"]):
+            return f"of the axes of an attention kernel {shape} several are inputs or outputs"
+        return None
 
     def __call__(
         self,
@@ -83,7 +91,7 @@ class NOfM(_StraightThrough):
         if not 0 < self.n <= self.m:
             raise ValueError(f"n:m is {self.n}:{self.m}; it needs 1 <= n <= m, such as 2:4")
 
-    def checked_sparsity(self, sparsity: float | int | None) -> float | int:
+    def checked_sparsity(self, sparsity: Share | None) -> Share:
         """1 - n / m, which the pattern fixes; ValueError where another one was asked for."""
         own = 1 - self.n / self.m
         if sparsity is not None and sparsity != own:
@@ -92,8 +100,10 @@ class NOfM(_StraightThrough):
             )
         return own
 
-    def refuses(self, shape: tuple[int, ...]) -> str | None:
-        """Why weights of this shape cannot be grouped, or None."""
+    def refuses(self, path: str, shape: tuple[int, ...]) -> str | None:
+        """Why these weights cannot be grouped, or None."""
+        if problem := super().refuses(path, shape):
+            return problem
         if len(shape) < 2:
             return f"shape {shape} has no axis of inputs"
         size = shape[self.axis]
@@ -108,7 +118,7 @@ class NOfM(_StraightThrough):
     ) -> Bool[Array, "*shape"]:
         """The top `n` of each group, whatever `num_edges` is."""
         del state, num_edges
-        if problem := self.refuses(weights.shape):
+        if problem := self.refuses("", weights.shape):
             raise ValueError(f"{self.n}:{self.m} does not fit: {problem}")
         last = jnp.moveaxis(weights, self.axis, -1)
         groups = magnitude_bits(last).reshape(*last.shape[:-1], -1, self.m)

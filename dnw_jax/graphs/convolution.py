@@ -35,10 +35,14 @@ def as_flax_calls_it(
 ) -> Array:
     """`convolution` for the argument `conv_general_dilated` of `flax.nnx.Conv`.
 
-    For equal strides and paddings, no dilation and no groups.
+    Raises:
+      ValueError: strides or paddings that are not equal, a dilation, or groups.
     """
-    del others
-    return convolution(planes, kernel, strides[0], padding[0][0])
+    dilations = {*others.get("lhs_dilation", ()), *others.get("rhs_dilation", ())}
+    (height, width), ends = strides, {end for pair in padding for end in pair}
+    if height != width or len(ends) > 1 or dilations - {1} or others["feature_group_count"] != 1:
+        raise ValueError(f"strides {strides}, padding {padding}, {others}: not what we compute")
+    return convolution(planes, kernel, height, ends.pop())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import Rule, State, edge_budget, find_rule
+from dnw_jax.edges.budget import Share
 
 
 class RuleState(nnx.Variable):
@@ -25,7 +26,7 @@ class SparseLayer(nnx.Module):
     """
 
     rule: Rule
-    sparsity: float | int
+    sparsity: Share
     num_edges: int
     state: RuleState | None
     kernel: nnx.Param
@@ -59,25 +60,25 @@ class SparseLayer(nnx.Module):
 
     def choose(
         self,
-        sparsity: float | int,
+        sparsity: Share,
         rule: Rule,
         key: Key[Array, ""] | None,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> None:
         """Begins to choose edges among the weights, which exist already."""
-        if problem := rule.refuses(self.weights.shape):
+        if problem := rule.refuses("", self.weights.shape):
             raise ValueError(f"{rule} does not fit: {problem}")
         self.rule = rule
         self.sparsity = sparsity
         self.num_edges = edge_budget(self.weights.size, sparsity)
         self._keep(rule.init(key, self.weights, self.num_edges, forbidden))
 
-    def _choose_by_name(
-        self, sparsity: float | int | None, rule: str | Rule, rngs: nnx.Rngs
-    ) -> None:
+    def _choose_by_name(self, sparsity: Share | None, rule: str | Rule, rngs: nnx.Rngs) -> None:
         rule = find_rule(rule)
         # A key only where one is needed: the weights of a seed are those of Flax's own layers.
-        key = rngs.edges() if rule.draws_wiring else None
+        key = None
+        if rule.draws_wiring:
+            key = rngs.edges() if {"edges", "default"} & set(rngs) else rngs.params()
         self.choose(rule.checked_sparsity(sparsity), rule, key)
 
     def _with_real_weights(self, train: bool, key: Key[Array, ""] | None) -> Any:
@@ -100,10 +101,11 @@ class SparseLinear(SparseLayer, nnx.Linear):
     Args:
       sparsity: share of the kernel that is zero in the forward pass; needed by every rule but N:M.
       rule: the name of one of `dnw_jax.edges.RULES`, "n:m" such as "2:4", or a `Rule`.
+        For `fine_tune` and `lottery_ticket` put in trained weights, then call `adopt`.
       options: those of `flax.nnx.Linear`; the bias, if there is one, is dense.
 
     Raises:
-      ValueError: no such rule, or a sparsity outside [0, 1].
+      ValueError: no such rule, a sparsity outside [0, 1], or a kernel that does not fit the rule.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class SparseLinear(SparseLayer, nnx.Linear):
         in_features: int,
         out_features: int,
         *,
-        sparsity: float | int | None = None,
+        sparsity: Share | None = None,
         rule: str | Rule = "dnw",
         rngs: nnx.Rngs,
         **options: Any,
@@ -136,10 +138,11 @@ class SparseConv(SparseLayer, nnx.Conv):
     Args:
       sparsity: share of the kernel that is zero in the forward pass; needed by every rule but N:M.
       rule: the name of one of `dnw_jax.edges.RULES`, "n:m" such as "2:4", or a `Rule`.
-      options: those of `flax.nnx.Conv`; the bias, if there is one, is dense.
+        For `fine_tune` and `lottery_ticket` put in trained weights, then call `adopt`.
+      options: those of `flax.nnx.Conv` but `mask`; the bias, if there is one, is dense.
 
     Raises:
-      ValueError: no such rule, or a sparsity outside [0, 1].
+      ValueError: no such rule, a sparsity outside [0, 1], or a kernel that does not fit the rule.
     """
 
     def __init__(
@@ -148,11 +151,13 @@ class SparseConv(SparseLayer, nnx.Conv):
         out_features: int,
         kernel_size: int | Sequence[int],
         *,
-        sparsity: float | int | None = None,
+        sparsity: Share | None = None,
         rule: str | Rule = "dnw",
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        if options.get("mask") is not None:
+            raise ValueError("mask is given; a SparseConv chooses its own: leave it out")
         super().__init__(in_features, out_features, kernel_size, rngs=rngs, **options)
         self._choose_by_name(sparsity, rule, rngs)
 

@@ -105,7 +105,10 @@ def _rule(model: ConfigDict) -> Rule:
     """The rule that the config names, with the settings that are its own."""
     rule = RULES[model.edges]
     names = [field.name for field in dataclasses.fields(rule) if field.name in model]
-    return dataclasses.replace(rule, **{name: model[name] for name in names})
+    values = {name: model[name] for name in names}
+    if values.get("rho", 0) is None:
+        values["rho"] = model.sparsity
+    return dataclasses.replace(rule, **values)
 
 
 _BUILDERS = {

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from dnw_jax.edges import Rule
+from dnw_jax.edges import Rule, split_key
 from dnw_jax.graphs.blocked import BlockedGraph, edge_matrix_shape
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.initialization import uniform_fan_in
@@ -120,9 +120,7 @@ class MobileNetGraphs(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits, float32. In training all norms use the batch's own statistics."""
-        keys = [None] * (self.num_graphs + 1)
-        if key is not None:
-            keys = list(jax.random.split(key, self.num_graphs + 1))
+        keys = split_key(key, self.num_graphs + 1)
         planes = self.stem(images.astype(self.dtype))
         for index in range(self.num_graphs):
             planes = getattr(self, f"graph_{index}")(planes, train=train, key=keys[index])

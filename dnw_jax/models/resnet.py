@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from dnw_jax.edges import RULES, Rule
+from dnw_jax.edges import RULES, Rule, split_key
 from dnw_jax.graphs.convolution import as_flax_calls_it
 from dnw_jax.graphs.norms import BatchNorm
 from dnw_jax.graphs.sparse_layer import SparseConv
@@ -91,7 +91,7 @@ class ResNet(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits, float32. In training all norms use the batch's own statistics."""
-        keys = _keys(key, 6)
+        keys = split_key(key, 6)
         x = self.conv1(images.astype(self.dtype), train=train, key=keys[0])
         x = jax.nn.relu(self.bn1(x, train=train))
         if not self.small_images:
@@ -134,10 +134,6 @@ def _convolution(
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def _keys(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None]:
-    return [None] * count if key is None else list(jax.random.split(key, count))
-
-
 class Layer(nnx.Module):
     """Blocks one after the other, in attributes "0", "1", ...; the first may halve the planes."""
 
@@ -168,7 +164,7 @@ class Layer(nnx.Module):
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch out_height out_width outputs"]:
         """The last block's output."""
-        for index, block_key in enumerate(_keys(key, self.num_blocks)):
+        for index, block_key in enumerate(split_key(key, self.num_blocks)):
             x = getattr(self, str(index))(x, train=train, key=block_key)
         return x
 
@@ -208,7 +204,7 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch out_height out_width outputs"]:
         """Rectified sum of both ways."""
-        keys = _keys(key, self.num_layers + 1)
+        keys = split_key(key, self.num_layers + 1)
         shortcut = x
         if self.downsample is not None:
             shortcut = self.downsample(x, train=train, key=keys[0])
