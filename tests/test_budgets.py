@@ -1,4 +1,4 @@
-"""How many weights are kept of each leaf, and in which pattern: exactly as many as were asked for."""
+"""How many weights are kept of each leaf, in which pattern: exactly as many as were asked for."""
 
 import math
 from typing import Any
