@@ -29,3 +29,10 @@ def strict_promotion() -> Iterator[None]:
     """No implicit dtype promotion: float32 and bfloat16 meet only where the code says so."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    """After each file: each program takes memory maps, of which Linux gives a process 65,530."""
+    yield
+    jax.clear_caches()

@@ -123,7 +123,7 @@ def edge_layers(model: nnx.Module) -> dict[str, SparseLayer]:
     """Every layer of `model` that chooses edges, by its path."""
     return {
         ".".join(map(str, path)).removesuffix(".edges"): layer
-        for path, layer in nnx.iter_modules(model)
+        for path, layer in nnx.iter_graph(model)  # `nnx.iter_modules` is newer than Flax 0.11
         if isinstance(layer, SparseLayer)
     }
 
