@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -263,6 +263,46 @@ print("done")
     assert run_python(code, JAX_ENABLE_X64="1") == "done\n"
 
 
+LARGE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
+    "uniform": lambda rng, shape: rng.uniform(-0.1, 0.1, shape),
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "heavy tails": lambda rng, shape: rng.standard_cauchy(shape),
+    "half zeros": lambda rng, shape: rng.standard_normal(shape) * (rng.uniform(size=shape) < 0.5),
+    "few values": lambda rng, shape: rng.integers(-3, 4, shape) / 8,
+    "one value": lambda rng, shape: np.full(shape, -0.5),
+    "zeros": lambda rng, shape: np.zeros(shape),
+    "rows of other scale": lambda rng, shape: (
+        rng.standard_normal(shape)
+        * np.logspace(-30, 30, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    ),
+    "all kinds": lambda rng, shape: rng.choice(np.array([*EXTREMES, 1.0, -2.0]), shape),
+    "outliers": lambda rng, shape: (
+        np.where(rng.uniform(size=shape) < 1e-4, 1e30, 1e-3) * rng.uniform(size=shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("shape", [(211, 190), (40_000,), (3, 3, 64, 70), (1, 70_001)], ids=str)
+def test_large_arrays(name: str, shape: tuple[int, ...]) -> None:
+    """Which are not bisected: by a sample, and interpolation."""
+    rng = np.random.default_rng(len(name))
+    with np.errstate(over="ignore"):
+        weights = jnp.asarray(LARGE[name](rng, shape).astype(np.float32))
+    size = weights.size
+    for count in (0, 1, 2, size // 100, size // 20, size // 2, size - 1, size):
+        same(compiled_mask(weights, count), oracle(weights, count))
+
+
+def test_large_arrays_mapped() -> None:
+    weights = (
+        jax.random.normal(jax.random.key(0), (3, 200, 200)) * jnp.array([1, 1e-3, 9])[:, None, None]
+    )
+    counts = jnp.array([17, 4000, 40_000])
+    for own, count, mask in zip(weights, counts, jax.vmap(edge_mask)(weights, counts), strict=True):
+        same(mask, oracle(own, int(count)))
+
+
 def test_sharded_over_eight_devices() -> None:
     """The same choice, by scalar all-reduces: no device sees another's weights."""
     code = """
@@ -272,9 +312,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from dnw_jax import edge_mask, top_edges
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 choose = jax.jit(lambda w: (edge_mask(w, 700), top_edges(w, 700)))
-exact = jax.random.normal(jax.random.key(0), (64, 48))
+small = jax.random.normal(jax.random.key(0), (64, 48))
+large = jax.random.normal(jax.random.key(0), (256, 208))
 rows, columns = P("data", None), P(None, "data")
-for dtype, spec in ((jnp.float32, rows), (jnp.float32, columns), (jnp.bfloat16, rows)):
+f32 = jnp.float32
+for exact, dtype, spec in (
+    (small, f32, rows), (small, f32, columns), (small, jnp.bfloat16, rows),
+    (large, f32, rows), (large, f32, columns),
+):
     for weights in (exact.astype(dtype), exact.round().astype(dtype)):  # without ties, with
         expected = np.asarray(choose(weights)[0])
         assert expected.sum() == 700
