@@ -294,6 +294,14 @@ def test_large_arrays(name: str, shape: tuple[int, ...]) -> None:
         same(compiled_mask(weights, count), oracle(weights, count))
 
 
+@pytest.mark.parametrize("size", [5, 40_000])
+def test_the_largest_of_all_nans_first(size: int) -> None:
+    """All bits set: no candidate lies above it."""
+    weights = jnp.zeros(size).at[jnp.array([0, 3])].set(np.uint32(0xFFFFFFFF).view(np.float32))
+    for count in (0, 1, 2, 3):
+        same(compiled_mask(weights, count), oracle(weights, count))
+
+
 def test_large_arrays_mapped() -> None:
     weights = (
         jax.random.normal(jax.random.key(0), (3, 200, 200)) * jnp.array([1, 1e-3, 9])[:, None, None]

@@ -262,7 +262,7 @@ def _first(
         search,
         (zero, zero, size, in_all, zero),
     )
-    return before(end)
+    return before(jnp.where(count > 0, end, 0))
 
 
 def _flat_index(shape: tuple[int, ...]) -> Int[Array, "*shape"]:
