@@ -44,9 +44,10 @@ class Sparsifier:
     def init(self, params: Tree, key: Key[Array, ""] | None = None) -> RuleStates:
         """What the rule keeps, to be saved with `params`: arrays by path, none for most rules.
 
-        The rule `random` draws its wiring with `key`; `fine_tune` and `lottery_ticket` take that of
-        `params`, which are trained already.
+        The rule `random` draws its wiring with `key` (by default that of 0); `fine_tune` and
+        `lottery_ticket` take that of `params`, which are trained already.
         """
+        key = jax.random.key(0) if key is None else key
         weights = self._weights(params)
         counts = self._counts(weights, 0 if self.schedule else None)
         keys = split_key(key, len(weights))
@@ -71,8 +72,8 @@ class Sparsifier:
         Args:
           params: of the structure that `sparsify` saw.
           state: what `init` gave.
-          step: the number of updates made, in training and in evaluation; where there is a
-            `SparsitySchedule`, and only there.
+          step: the number of updates made, in training and in evaluation; a `SparsitySchedule`
+            needs it.
           key: in training, for rules that draw (targeted dropout). Without it nothing is drawn: so
             in evaluation.
 
@@ -80,12 +81,10 @@ class Sparsifier:
           ValueError: other parameters than planned, a schedule without `step`, or a state of
             another rule.
         """
-        if (step is None) != (self.schedule is None):
+        if step is None and self.schedule is not None:
             raise ValueError(
                 "step is None; the SparsitySchedule needs it, in evaluation, too: "
                 "apply(params, state, step=updates made so far)"
-                if self.schedule
-                else f"step is {step}, but the sparsity is a number: leave it out"
             )
         weights = self._weights(params)
         counts, states = self._counts(weights, step), self._states(state)
@@ -128,7 +127,7 @@ class Sparsifier:
             kept = dict(self.last)
         else:
             if isinstance(self.rule, FixedMask) and state is None:
-                state = self.init(params, jax.random.key(0))
+                state = self.init(params)
             kept = {
                 p: int(jnp.sum(mask)) for p, mask in self.wiring(params, state, step=step).items()
             }
