@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dnw_jax.edges.budget import Share, check_share
 from dnw_jax.edges.select import edge_mask
+from dnw_jax.edges.straight_through import straight_through
 
 State = Array | None  # most rules keep none
 
@@ -25,9 +26,11 @@ class Rule:
 
     Attributes:
       draws_wiring: whether `init` draws random numbers: then it needs a key.
+      every_edge_learns: whether the cotangent passes to edges that are not real, too.
     """
 
     draws_wiring: ClassVar[bool] = False
+    every_edge_learns: ClassVar[bool] = False
 
     def checked_sparsity(self, sparsity: Share | None) -> Share:
         """The sparsity that a user asked for; ValueError where it is none, or none was given."""
@@ -72,7 +75,8 @@ class Rule:
     ) -> Float[Array, "*shape"]:
         """The weights that carry signal; `key` is needed only where training draws numbers."""
         del train, key
-        return only(self.mask(weights, state, num_edges), weights)
+        mask = self.mask(weights, state, num_edges)
+        return straight_through(weights, mask) if self.every_edge_learns else only(mask, weights)
 
     def advanced(
         self, state: State, size: int, num_edges: int, progress: Float[Array, ""]

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dnw_jax.edges.budget import annealed_budget
 from dnw_jax.edges.rule import Rule, State, only
 from dnw_jax.edges.select import edge_mask
-from dnw_jax.edges.straight_through import top_edges
 from dnw_jax.edges.structured import ConstantFanIn, NOfM, top_of_each_target
 
 
@@ -21,18 +20,7 @@ from dnw_jax.edges.structured import ConstantFanIn, NOfM, top_of_each_target
 class DNW(Rule):
     """Discovering Neural Wirings: the top k edges are real and every edge learns (section 2)."""
 
-    def __call__(
-        self,
-        weights: Float[Array, "*shape"],
-        state: State,
-        num_edges: Int[Array, ""] | int,
-        *,
-        train: bool = False,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "*shape"]:
-        """The top k weights; the cotangent passes to all of them unchanged."""
-        del state, train, key
-        return top_edges(weights, num_edges)
+    every_edge_learns: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dnw_jax.edges.keys import split_key
 from dnw_jax.edges.paths import named_leaves
 from dnw_jax.edges.rule import Rule
 from dnw_jax.edges.rules import FixedMask
-from dnw_jax.edges.select import edge_masks
+from dnw_jax.edges.select import edge_masks, num_true
 from dnw_jax.edges.sparsity_report import LeafReport, SparsityReport
 
 Tree = Any  # a pytree of arrays
@@ -48,7 +48,7 @@ class Sparsifier:
         `lottery_ticket` take that of `params`, which are trained already.
         """
         key = jax.random.key(0) if key is None else key
-        weights = self._weights(params)
+        weights = self._weights(named_leaves(params)[0])
         counts = self._counts(weights, 0 if self.schedule else None)
         keys = split_key(key, len(weights))
         states = {
@@ -86,7 +86,8 @@ class Sparsifier:
                 "step is None; the SparsitySchedule needs it, in evaluation, too: "
                 "apply(params, state, step=updates made so far)"
             )
-        weights = self._weights(params)
+        leaves, structure = named_leaves(params)
+        weights = self._weights(leaves)
         counts, states = self._counts(weights, step), self._states(state)
         keys = split_key(key, len(weights))
         train = key is not None
@@ -94,7 +95,6 @@ class Sparsifier:
             path: self.rule(weight, states.get(path), counts[path], train=train, key=own)
             for own, (path, weight) in zip(keys, weights.items(), strict=True)
         }
-        leaves, structure = named_leaves(params)
         effective = [real.get(path, leaf) for path, leaf in leaves.items()]
         return jax.tree_util.tree_unflatten(structure, effective), state
 
@@ -106,7 +106,7 @@ class Sparsifier:
         `state` is needed for rules that keep their wiring. Of a schedule that at `step`, or at its
         end.
         """
-        weights, states = self._weights(params), self._states(state or {})
+        weights, states = self._weights(named_leaves(params)[0]), self._states(state or {})
         counts = self._counts(weights, step)
         return {
             path: self.rule.mask(weight, states.get(path), counts[path])
@@ -141,9 +141,8 @@ class Sparsifier:
             note,
         )
 
-    def _weights(self, params: Tree) -> dict[str, Array]:
-        """The sparse leaves of `params`, which must be of the shapes that were planned for."""
-        leaves = named_leaves(params)[0]
+    def _weights(self, leaves: Mapping[str, Any]) -> dict[str, Array]:
+        """The sparse ones of all `leaves`, which must be of the shapes that were planned for."""
         bad = [
             f"{path}: expected {shape}, found {getattr(leaves.get(path), 'shape', 'nothing')}"
             for path, shape in self.shapes.items()
@@ -175,7 +174,6 @@ class Sparsifier:
         if isinstance(self.first, int):
             assert isinstance(self.last, int)
             masks = edge_masks(list(weights.values()), now(self.first, self.last))
-            counts = [jnp.sum(mask, dtype=jnp.int32) for mask in masks]
-            return dict(zip(weights, counts, strict=True))
+            return dict(zip(weights, map(num_true, masks), strict=True))
         assert not isinstance(self.last, int)
         return {path: now(self.first[path], self.last[path]) for path in weights}

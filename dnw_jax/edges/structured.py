@@ -1,20 +1,22 @@
 """Rules that keep equally many edges in each column or group: patterns that hardware can use."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from dnw_jax.edges.budget import Share
 from dnw_jax.edges.rule import Rule, State
 from dnw_jax.edges.select import edge_mask, magnitude_bits
-from dnw_jax.edges.straight_through import straight_through
 
 
 @dataclass(frozen=True)
-class _StraightThrough(Rule):
+class _Structured(Rule):
     """The edges of `mask` are real and every edge learns, as under DNW."""
+
+    every_edge_learns: ClassVar[bool] = True
 
     def refuses(self, path: str, shape: tuple[int, ...]) -> str | None:
         """Of Flax's attention, whose kernels have heads between inputs and outputs, or None."""
@@ -23,22 +25,9 @@ class _StraightThrough(Rule):
             return f"of the axes of an attention kernel {shape} several are inputs or outputs"
         return None
 
-    def __call__(
-        self,
-        weights: Float[Array, "*shape"],
-        state: State,
-        num_edges: Int[Array, ""] | int,
-        *,
-        train: bool = False,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "*shape"]:
-        """The real weights; the cotangent passes to all of them unchanged."""
-        del train, key
-        return straight_through(weights, self.mask(weights, state, num_edges))
-
 
 @dataclass(frozen=True)
-class ConstantFanIn(_StraightThrough):
+class ConstantFanIn(_Structured):
     """The same number of edges into every target, the largest of each; every edge learns.
 
     Which is the budget split evenly, rounded up for each target.
@@ -71,7 +60,7 @@ def top_of_each_target(
 
 
 @dataclass(frozen=True)
-class NOfM(_StraightThrough):
+class NOfM(_Structured):
     """The `n` largest of every `m` weights that follow each other along an axis; every edge learns.
 
     2:4 is what NVIDIA's sparse tensor cores run (Mishra et al. 2021, arXiv 2104.08378). Equal
