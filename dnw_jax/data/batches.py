@@ -31,14 +31,21 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 def evaluation_batches(
     num_examples: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (indices int32 [batch_size], mask bool [batch_size]): each example exactly once.
+    """Yields (indices int32 [batch_size], mask bool [batch_size]): each example exactly once."""
+    for number in range(steps_per_epoch(num_examples, batch_size)):
+        yield evaluation_indices(number, num_examples, batch_size)
+
+
+def evaluation_indices(
+    number: int, num_examples: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Batch `number` of the evaluation: (indices int32 [batch_size], mask bool [batch_size]).
 
     The last batch is filled up with example 0, where the mask is False.
     """
-    for start in range(0, num_examples, batch_size):
-        indices = np.arange(start, start + batch_size)
-        mask = indices < num_examples
-        yield np.where(mask, indices, 0).astype(np.int32), mask
+    indices = np.arange(number * batch_size, (number + 1) * batch_size)
+    mask = indices < num_examples
+    return np.where(mask, indices, 0).astype(np.int32), mask
 
 
 # Two epochs meet in a batch; two more are for a caller that prepares batches ahead.

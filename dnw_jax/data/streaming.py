@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from ml_collections import ConfigDict
 
-from dnw_jax.data.batches import train_indices
+from dnw_jax.data.batches import evaluation_indices, steps_per_epoch, train_indices
 from dnw_jax.data.facts import check_fields
 from dnw_jax.data.photographs import evaluation_image, training_image
 from dnw_jax.data.prepared import open_source, reason
@@ -75,7 +75,8 @@ class Photographs:
         The mask, bool [rows], is false for padding and for damaged examples (`skipped` of them).
         """
         load = EvaluationBatch(self, batch_size, rows)
-        return _read_ahead(load, range(-(-len(self) // batch_size)), self.dataset.num_workers)
+        numbers = range(steps_per_epoch(len(self), batch_size))
+        return _read_ahead(load, numbers, self.dataset.num_workers)
 
     def example(self, index: int, transform: Any) -> tuple[np.ndarray, int]:
         """The transformed image and the label of one example.
@@ -155,21 +156,22 @@ class EvaluationBatch:
         """Batch `number`: examples `number * batch_size` and following."""
         dataset = self.photographs.dataset
         size = dataset.image_size
-        indices = range(number * self.batch_size, (number + 1) * self.batch_size)[self.rows]
+        indices, mask = (
+            each[self.rows]
+            for each in evaluation_indices(number, len(self.photographs), self.batch_size)
+        )
         images = np.zeros((len(indices), size, size, 3), np.uint8)
-        labels, mask = np.zeros(len(indices), np.int32), np.zeros(len(indices), bool)
+        labels = np.zeros(len(indices), np.int32)
         skipped = 0
-        for row, index in enumerate(indices):
-            if index >= len(self.photographs):
-                break
+        for row in np.flatnonzero(mask):
             try:
                 images[row], labels[row] = self.photographs.example(
-                    index, lambda encoded: evaluation_image(encoded, size)
+                    int(indices[row]), lambda encoded: evaluation_image(encoded, size)
                 )
-                mask[row] = True
             except UserError:
                 if dataset.on_error != "skip":
                     raise
+                mask[row] = False
                 skipped += 1
         return {
             "image": images,
