@@ -107,7 +107,7 @@ def test_accuracy_of_the_first_step(trained_case: Case) -> None:
 def test_losses(trained_case: Case) -> None:
     """Of steps 0, 1, 2, as far as float32 decides them: see golden/README.md; what comes after."""
     case = trained_case
-    steps = case.steps if case.name in RESNETS else case.run(case.start_of_three_steps())
+    steps = case.steady_steps
     losses = np.array([float(metrics["loss"]) for _, metrics in steps])
     golden = case.arrays["losses"][: len(losses)]
     if case.name in RESNETS:  # which diverge at this learning rate
@@ -129,7 +129,7 @@ def test_losses(trained_case: Case) -> None:
 
 
 def test_the_step_that_rounding_decides() -> None:
-    """The untouched start of `start_of_three_steps`: one pixel may move the third loss."""
+    """The untouched start of `steady_steps`: one pixel may move the third loss."""
     case = case_of("discrete_time_dnw")
     losses = [float(metrics["loss"]) for _, metrics in case.steps]
     close(losses[:2], case.arrays["losses"][:2], 2e-3, "losses")

@@ -290,7 +290,7 @@ def test_discrete_time_is_the_plain_loop() -> None:
     weights = jnp.asarray(GRAPH.weights, jnp.float32)
     states, step = jnp.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, 9))), jax.jit(update)
     for _ in range(4):
-        states = step(states, nodes, weights)
+        states = step(jax.nn.relu(states), nodes, weights)
     ours = jax.jit(lambda *args: DiscreteTime(4)(*args, slice(10, 12)))(inputs, nodes, weights)
     close(ours, states[..., 10:], 1e-6)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
-from dnw_jax.graphs.nodes import FiringNodes
+from dnw_jax.graphs.nodes import EVERY_PIXEL, FiringNodes
 
 
 class BlockedGraph(nnx.Module):
@@ -63,32 +63,28 @@ class BlockedGraph(nnx.Module):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
+        pixels: tuple[slice, slice] = EVERY_PIXEL,
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """The states of the output nodes."""
+        """The states of the output nodes, at those `pixels` (rows and columns) that are wanted."""
         weights = self.edges.real_weights(train=train, key=key).astype(inputs.dtype)
         ends = [0, *itertools.accumulate(self.block_sizes)]
         blocks = [slice(start, end) for start, end in itertools.pairwise(ends)]
         first_column = ends[-1] - weights.shape[1]
-        # What each block has been sent stays in pieces, summed in one pass when the block fires;
-        # adding to one growing state would copy that state at every block.
-        sent: list[list[Array]] = [[inputs], *([] for _ in blocks[1:])]
+        # A product for each pair of blocks: one for each source would have to be taken apart, and
+        # one growing state copied at each block.
+        state, fired = inputs, []
         for index, block in enumerate(blocks[:-1]):
             stride = self.stride if index == 0 else 1
-            fired = self.nodes.fire(_sum(sent[index]), block, train=train, stride=stride)
-            signal = fired @ weights[block, block.stop - first_column :]
-            ends_here = [later.stop - block.stop for later in blocks[index + 1 : -1]]
-            for target, piece in enumerate(jnp.split(signal, ends_here, -1), start=index + 1):
-                sent[target].append(piece)
+            fired.append(self.nodes.fire(state, block, train=train, stride=stride))
+            target = slice(block.stop - first_column, blocks[index + 1].stop - first_column)
+            pairs = zip(fired, blocks, strict=False)
+            state = functools.reduce(jnp.add, (sent @ weights[own, target] for sent, own in pairs))
+        rows, columns = pixels
         if self.inner_outputs is None:
-            return _sum(sent[-1])
+            return state[:, rows, columns]
         read = slice(-self.inner_outputs, None)
-        outputs = _sum([piece[..., read] for piece in sent[-1]])
-        fired = self.nodes.fire(_sum(sent[-1]), blocks[-1], train=train)
-        return outputs + fired @ weights[blocks[-1], read]
-
-
-def _sum(pieces: list[Array]) -> Array:
-    return functools.reduce(jnp.add, pieces)
+        last = self.nodes.fire(state, blocks[-1], train=train)[:, rows, columns]
+        return state[:, rows, columns, read] + last @ weights[blocks[-1], read]
 
 
 def edge_matrix_shape(block_sizes: Sequence[int], inner_outputs: int | None) -> tuple[int, int]:

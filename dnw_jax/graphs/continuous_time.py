@@ -149,7 +149,8 @@ class Rectified(diffrax.AbstractWrappedSolver[Any]):
 def _field(t: Any, state: Array, args: tuple[NodeValues, Array]) -> Array:
     del t  # the wiring does not change with time
     nodes, weights = args
-    return update(state.astype(weights.dtype), nodes, weights).astype(state.dtype)
+    active = jax.nn.relu(state).astype(weights.dtype)
+    return update(active, nodes, weights).astype(state.dtype)
 
 
 def _rms(x: Array) -> Array:

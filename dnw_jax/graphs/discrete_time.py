@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 from jaxtyping import Array, Float
 
 from dnw_jax.graphs.nodes import EVERY_NODE, NodeValues
@@ -26,7 +27,8 @@ class DiscreteTime:
         outputs: slice,
     ) -> Float[Array, "batch height width outputs"]:
         """States of the `outputs` nodes after the last step."""
-        state, sources = inputs, slice(inputs.shape[-1])
+        active, sources = jax.nn.relu(inputs), slice(inputs.shape[-1])
         for _ in range(self.num_steps - 1):
-            state, sources = update(state, nodes, weights, sources), EVERY_NODE
-        return update(state, nodes, weights, sources, outputs)
+            active = update(active, nodes, weights, sources, rectify=True)
+            sources = EVERY_NODE
+        return update(active, nodes, weights, sources, outputs)

@@ -11,6 +11,7 @@ from dnw_jax.graphs.initialization import uniform_fan_in
 from dnw_jax.graphs.norms import BatchNorm, instance_norm
 
 EVERY_NODE = slice(None)
+EVERY_PIXEL = (slice(None), slice(None))
 
 Planes = Float[Array, "batch height width nodes"]
 Fired = Float[Array, "batch out_height out_width nodes"]
@@ -19,8 +20,8 @@ Fired = Float[Array, "batch out_height out_width nodes"]
 class NodeValues(NamedTuple):
     """The parameters of some nodes as plain arrays, the node operation's two halves on them.
 
-    A wiring puts its edges where it wants them: static graphs normalise and activate before the
-    edges, graphs in time activate before and normalise after.
+    A wiring puts its edges where it wants them: static graphs normalise and convolve before the
+    edges, graphs in time convolve before and normalise after.
     """
 
     scale: Float[Array, " nodes"]
@@ -31,17 +32,17 @@ class NodeValues(NamedTuple):
         """The values of a range of nodes."""
         return NodeValues(self.scale[nodes], self.bias[nodes], self.kernel[..., nodes])
 
-    def normalise(self, planes: Planes) -> Planes:
-        """Instance normalisation."""
-        return instance_norm(planes, self.scale, self.bias)
+    def normalise(self, planes: Planes, *, rectify: bool = False) -> Planes:
+        """Instance normalisation, with `rectify` a ReLU after it."""
+        return instance_norm(planes, self.scale, self.bias, rectify)
 
-    def activate(self, planes: Planes) -> Planes:
-        """ReLU, then each node's own 3x3 convolution, without bias."""
-        return _activate(planes, self.kernel)
+    def convolve(self, planes: Planes, stride: int = 1) -> Fired:
+        """Each node's own 3x3 convolution, without bias."""
+        return _convolve(planes, self.kernel, stride)
 
 
-def _activate(planes: Planes, kernel: Float[Array, "3 3 nodes"], stride: int = 1) -> Fired:
-    return depthwise_conv3x3(jax.nn.relu(planes), kernel.astype(planes.dtype), stride)
+def _convolve(planes: Planes, kernel: Float[Array, "3 3 nodes"], stride: int) -> Fired:
+    return depthwise_conv3x3(planes, kernel.astype(planes.dtype), stride)
 
 
 @runtime_checkable
@@ -75,7 +76,7 @@ class Nodes(nnx.Module):
         """As `FiringNodes.fire`; training makes no difference."""
         del train
         values = self.values().of(nodes)
-        return _activate(values.normalise(planes), values.kernel, stride)
+        return values.convolve(values.normalise(planes, rectify=True), stride)
 
 
 class BatchNormNodes(nnx.Module):
@@ -87,5 +88,5 @@ class BatchNormNodes(nnx.Module):
 
     def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> Fired:
         """As `FiringNodes.fire`; training uses the batch's statistics and remembers them."""
-        planes = self.norm(planes, train=train, channels=nodes)
-        return _activate(planes, self.kernel[..., nodes], stride)
+        planes = self.norm(planes, train=train, channels=nodes, rectify=True)
+        return _convolve(planes, self.kernel[..., nodes], stride)

@@ -1,23 +1,136 @@
-"""Normalisation of planes: over each image's pixels, or over the batch's. Statistics in float32."""
+"""Normalisation of planes: over each image's pixels, or over the batch's. Statistics in float32.
 
+The gradients are our own, for what XLA:CPU makes of them: it turns an expression with its
+reductions into one pass through the cache if nothing else uses what is in between. So they keep
+the planes and compute means and variances again, apart for each result, instead of keeping what
+lies between.
+"""
+
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from dnw_jax.graphs.materialise import materialised
+
 _EPSILON = 1e-5
+_PIXELS, _BATCH_AND_PIXELS = (1, 2), (0, 1, 2)
+
+Planes = Float[Array, "batch height width nodes"]
+PerNode = Float[Array, " nodes"]
 
 
-def instance_norm(
-    planes: Float[Array, "batch height width nodes"],
-    scale: Float[Array, " nodes"],
-    bias: Float[Array, " nodes"],
-) -> Float[Array, "batch height width nodes"]:
-    """Gives each plane of each image mean 0 and variance 1 over its pixels, then scale and bias."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool = False) -> Planes:
+    """Gives each plane of each image mean 0 and variance 1 over its pixels, then scale and bias.
+
+    With `rectify` negative results become zero.
+    """
     values = planes.astype(jnp.float32)
-    centred = values - jnp.mean(values, (1, 2), keepdims=True)
-    variance = jnp.mean(jnp.square(centred), (1, 2), keepdims=True)
-    return (centred * lax.rsqrt(variance + _EPSILON) * scale + bias).astype(planes.dtype)
+    out = _affine(_standardised(values), scale, bias, rectify)
+    return out.astype(planes.dtype)
+
+
+def _standardised(values: Array) -> Array:
+    centred = values - jnp.mean(values, _PIXELS, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), _PIXELS, keepdims=True)
+    return centred * lax.rsqrt(variance + _EPSILON)
+
+
+def _affine(standardised: Array, scale: Array, bias: Array, rectify: bool) -> Array:
+    out = standardised * scale + bias
+    return jax.nn.relu(out) if rectify else out
+
+
+def _instance_norm_forward(
+    planes: Array, scale: Array, bias: Array, rectify: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    out = instance_norm(planes, scale, bias, rectify)
+    return out, (planes, scale, out)
+
+
+def _instance_norm_backward(
+    rectify: bool, residuals: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    def to_standardised(out: Array, cotangent: Array) -> Array:
+        return _through_relu(out, cotangent, rectify).astype(jnp.float32)
+
+    planes, scale, out = lax.optimization_barrier(residuals)
+    values, passed = planes.astype(jnp.float32), to_standardised(out, cotangent)
+    centred = values - jnp.mean(values, _PIXELS, keepdims=True)
+    factor = lax.rsqrt(jnp.mean(jnp.square(centred), _PIXELS, keepdims=True) + _EPSILON)
+    standardised = centred * factor
+    mean = jnp.mean(passed, _PIXELS, keepdims=True)
+    slope = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
+    to_planes = (passed - mean - standardised * slope) * scale * factor
+    planes, out, cotangent = lax.optimization_barrier((planes, out, cotangent))
+    standardised = _standardised(planes.astype(jnp.float32))
+    to_scale = jnp.sum(to_standardised(out, cotangent) * standardised, _BATCH_AND_PIXELS)
+    out, cotangent = lax.optimization_barrier((out, cotangent))
+    to_bias = jnp.sum(to_standardised(out, cotangent), _BATCH_AND_PIXELS)
+    return to_planes.astype(planes.dtype), to_scale, to_bias
+
+
+instance_norm.defvjp(_instance_norm_forward, _instance_norm_backward)
+
+
+def _through_relu(out: Array, cotangent: Array, rectify: bool) -> Array:
+    # What a ReLU gave is not negative: its sign is 0 or 1. A comparison is not vectorised.
+    return cotangent * jnp.sign(out) if rectify else cotangent
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(
+    planes: Planes, scale: PerNode, bias: PerNode, rectify: bool
+) -> tuple[Planes, PerNode, PerNode]:
+    """Normalised planes, and the mean and the variance of the batch (without gradient)."""
+    values = planes.astype(jnp.float32)
+    mean = jnp.mean(values, _BATCH_AND_PIXELS)
+    var = jnp.mean(jnp.square(lax.optimization_barrier(values) - mean), _BATCH_AND_PIXELS)
+    return _by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
+
+
+def _by_statistics(
+    planes: Array, mean: Array, var: Array, scale: Array, bias: Array, *, rectify: bool
+) -> Array:
+    def compute(planes: Array, mean: Array, factor: Array, bias: Array) -> Array:
+        out = _affine(planes.astype(jnp.float32) - mean, factor, bias, rectify)
+        return out.astype(planes.dtype)
+
+    return materialised(compute, planes, mean, lax.rsqrt(var + _EPSILON) * scale, bias)
+
+
+def _batch_norm_forward(
+    planes: Array, scale: Array, bias: Array, rectify: bool
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    out, mean, var = _batch_norm(planes, scale, bias, rectify)
+    return (out, mean, var), (planes, scale, mean, var, out)
+
+
+def _batch_norm_backward(
+    rectify: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    planes, scale, mean, var, out = lax.optimization_barrier(residuals)
+    cotangent, factor = cotangents[0], lax.rsqrt(var + _EPSILON)
+
+    def passed_and_standardised() -> tuple[Array, Array]:
+        # Anew for each use: what is shared is written to memory and read again.
+        x, y, g = lax.optimization_barrier((planes, out, cotangent))
+        passed = _through_relu(y, g, rectify).astype(jnp.float32)
+        return passed, (x.astype(jnp.float32) - mean) * factor
+
+    to_bias = jnp.sum(passed_and_standardised()[0], _BATCH_AND_PIXELS)
+    to_scale = jnp.sum(jnp.multiply(*passed_and_standardised()), _BATCH_AND_PIXELS)
+    passed, standardised = passed_and_standardised()
+    count = planes[..., 0].size
+    centred = passed - to_bias / count - standardised * (to_scale / count)
+    return (centred * (scale * factor)).astype(planes.dtype), to_scale, to_bias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 class BatchNorm(nnx.Module):
@@ -40,19 +153,20 @@ class BatchNorm(nnx.Module):
         *,
         train: bool,
         channels: slice = slice(None),
+        rectify: bool = False,
     ) -> Float[Array, "batch height width channels"]:
-        """Normalises `planes`, which are those of the given range of channels."""
-        values = planes.astype(jnp.float32)
-        if train:
-            mean = jnp.mean(values, (0, 1, 2))
-            centred = values - mean
-            var = jnp.mean(jnp.square(centred), (0, 1, 2))
-            count = planes[..., 0].size
-            self._remember(mean, var * (count / max(count - 1, 1)), channels)
-        else:
-            centred, var = values - self.mean[channels], self.var[channels]
-        factor = lax.rsqrt(var + _EPSILON) * self.scale[channels]
-        return (centred * factor + self.bias[channels]).astype(planes.dtype)
+        """Normalises `planes`, which are those of the given range of channels.
+
+        With `rectify` negative results become zero.
+        """
+        scale, bias = self.scale[channels], self.bias[channels]
+        if not train:
+            mean, var = self.mean[channels], self.var[channels]
+            return _by_statistics(planes, mean, var, scale, bias, rectify=rectify)
+        out, mean, var = _batch_norm(planes, scale, bias, rectify)
+        count = planes[..., 0].size
+        self._remember(mean, var * (count / max(count - 1, 1)), channels)
+        return out
 
     def _remember(self, mean: Array, var: Array, channels: slice) -> None:
         def moved(running: Array, new: Array) -> Array:

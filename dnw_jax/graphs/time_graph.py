@@ -7,19 +7,24 @@ from jaxtyping import Array, Float, Key
 
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
-from dnw_jax.graphs.nodes import EVERY_NODE, Nodes, NodeValues
+from dnw_jax.graphs.nodes import EVERY_NODE, EVERY_PIXEL, Nodes, NodeValues
 
 
 def update(
-    state: Float[Array, "batch height width sources"],
+    active: Float[Array, "batch height width sources"],
     nodes: NodeValues,
     weights: Float[Array, "nodes nodes"],
     sources: slice = EVERY_NODE,
     targets: slice = EVERY_NODE,
+    *,
+    rectify: bool = False,
 ) -> Float[Array, "batch height width targets"]:
-    """f(W Z): activate the sources, send along the edges, normalise the targets."""
-    signal = nodes.of(sources).activate(state) @ weights[sources, targets]
-    return nodes.of(targets).normalise(signal)
+    """f(W Z) of rectified states Z: convolve, send along the edges, normalise the targets.
+
+    With `rectify` the new states are rectified, too.
+    """
+    signal = nodes.of(sources).convolve(active) @ weights[sources, targets]
+    return nodes.of(targets).normalise(signal, rectify=rectify)
 
 
 @runtime_checkable
@@ -64,8 +69,10 @@ class TimeGraph(nnx.Module):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch height width outputs"]:
-        """The states of the output nodes at the end."""
+        pixels: tuple[slice, slice] = EVERY_PIXEL,
+    ) -> Float[Array, "batch out_height out_width outputs"]:
+        """The states of the output nodes at the end, at those `pixels` that are wanted."""
         weights = self.edges.real_weights(train=train, key=key).astype(inputs.dtype)
         outputs = slice(weights.shape[1] - self.num_outputs, weights.shape[1])
-        return self.dynamics(inputs, self.nodes.values(), weights, outputs)
+        rows, columns = pixels
+        return self.dynamics(inputs, self.nodes.values(), weights, outputs)[:, rows, columns]

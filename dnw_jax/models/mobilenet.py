@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -124,7 +123,7 @@ class MobileNetGraphs(nnx.Module):
         planes = self.stem(images.astype(self.dtype))
         for index in range(self.num_graphs):
             planes = getattr(self, f"graph_{index}")(planes, train=train, key=keys[index])
-        features = _global_average(jax.nn.relu(self.norm(planes, train=train)))
+        features = _global_average(self.norm(planes, train=train, rectify=True))
         if isinstance(self.head, SparseLinear):
             return self.head(features, train=train, key=keys[-1])
         return self.head(features)
@@ -200,7 +199,7 @@ class MobileNetV1(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits, float32. In training all norms use the batch's own statistics."""
         del key
-        planes = jax.nn.relu(self.norm(self.stem(images.astype(self.dtype)), train=train))
+        planes = self.norm(self.stem(images.astype(self.dtype)), train=train, rectify=True)
         for index in range(len(_LAYERS)):
             planes = getattr(self, f"layer_{index}")(planes, train=train)
         return self.head(_global_average(planes))
@@ -221,5 +220,5 @@ class Separable(nnx.Module):
     ) -> Float[Array, "batch out_height out_width outputs"]:
         """Planes of 1 / stride of the height and width, rounded up."""
         x = depthwise_conv3x3(planes, self.depthwise_kernel.astype(planes.dtype), self.stride)
-        x = jax.nn.relu(self.depthwise_norm(x, train=train))
-        return jax.nn.relu(self.mix_norm(self.mix(x), train=train))
+        x = self.depthwise_norm(x, train=train, rectify=True)
+        return self.mix_norm(self.mix(x), train=train, rectify=True)

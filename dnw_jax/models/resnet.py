@@ -93,7 +93,7 @@ class ResNet(nnx.Module):
         """Logits, float32. In training all norms use the batch's own statistics."""
         keys = split_key(key, 6)
         x = self.conv1(images.astype(self.dtype), train=train, key=keys[0])
-        x = jax.nn.relu(self.bn1(x, train=train))
+        x = self.bn1(x, train=train, rectify=True)
         if not self.small_images:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for index in range(1, 5):
@@ -210,9 +210,8 @@ class Block(nnx.Module):
             shortcut = self.downsample(x, train=train, key=keys[0])
         for index in range(1, self.num_layers + 1):
             x = getattr(self, f"conv{index}")(x, train=train, key=keys[index])
-            x = getattr(self, f"bn{index}")(x, train=train)
-            if index < self.num_layers:
-                x = jax.nn.relu(x)
+            rectify = index < self.num_layers  # the last one's sum with the shortcut is
+            x = getattr(self, f"bn{index}")(x, train=train, rectify=rectify)
         return jax.nn.relu(x + shortcut)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -24,8 +23,9 @@ class Graph(Protocol):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch height width outputs"]:
-        """States of the output nodes."""
+        pixels: tuple[slice, slice] = ...,
+    ) -> Float[Array, "batch out_height out_width outputs"]:
+        """States of the output nodes, at the rows and columns of `pixels`."""
 
 
 class TinyClassifier(nnx.Module):
@@ -55,8 +55,8 @@ class TinyClassifier(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits, float32. In training the stem's norms use the batch's own statistics."""
         inputs = self.stem(images.astype(self.dtype), train=train)
-        states = self.graph(inputs, train=train, key=key)
-        return self.head(central_average(states.astype(jnp.float32)))
+        states = self.graph(inputs, train=train, key=key, pixels=central_pixels(inputs))
+        return self.head(jnp.mean(states.astype(jnp.float32), (1, 2)))
 
 
 class Stem(nnx.Module):
@@ -88,17 +88,13 @@ class Stem(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "batch height width inputs"]:
         """Planes of a quarter of the images' height and width (rounded up)."""
-        x = jax.nn.relu(self.conv_norm(self.conv(images), train=train))
+        x = self.conv_norm(self.conv(images), train=train, rectify=True)
         x = depthwise_conv3x3(x, self.depthwise_kernel.astype(x.dtype), 2)
         x = self.mix(x + self.depthwise_bias.astype(x.dtype))
         return self.mix_norm(x, train=train)
 
 
-def central_average(
-    planes: Float[Array, "batch height width nodes"],
-) -> Float[Array, "batch nodes"]:
-    """Averages the two rows and two columns before the centre (of 8x8 planes: 2 and 3, from 0)."""
-    rows, columns = (
-        slice(start, start + 2) for start in (max(size // 2 - 2, 0) for size in planes.shape[1:3])
-    )
-    return jnp.mean(planes[:, rows, columns], axis=(1, 2))
+def central_pixels(planes: Float[Array, "batch height width nodes"]) -> tuple[slice, slice]:
+    """The two rows and two columns before the centre (of 8x8 planes: 2 and 3, from 0)."""
+    row, column = (max(size // 2 - 2, 0) for size in planes.shape[1:3])
+    return slice(row, row + 2), slice(column, column + 2)
