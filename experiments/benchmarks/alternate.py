@@ -60,9 +60,12 @@ def _one_turn(name: str, worker: subprocess.Popen[str]) -> float:
     raise RuntimeError(f"the worker {name!r} stopped: see what it printed above")
 
 
-def serve(step: Callable[[], object]) -> None:
-    """In a worker: makes a step and tells its seconds whenever it is asked to, until killed."""
+def serve(step: Callable[[], object], steps_in_one: int = 1) -> None:
+    """In a worker: makes a step and tells its seconds whenever it is asked to, until killed.
+
+    Where `step` makes `steps_in_one` steps, the seconds are those of one of them.
+    """
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
-        print(f"seconds {time.perf_counter() - start}", flush=True)
+        print(f"seconds {(time.perf_counter() - start) / steps_in_one}", flush=True)

@@ -1,39 +1,41 @@
-"""A worker: one step of the published code. Arguments: its checkout, wiring, mode, batch size.
+"""A worker: one step of the published code. Arguments: its checkout, case, mode, batch size.
 
 Runs in an interpreter with torch; knows nothing of dnw_jax.
 """
 
+import contextlib
+import importlib
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 sys.path.append(str(Path(__file__).parents[2]))
 from experiments.benchmarks.alternate import serve
+from experiments.benchmarks.cases import CASES
 
 _MODELS = {
-    "static": ("static_dnw.yml", "StaticNeuralGraph"),
-    "discrete": ("discrete_time_dnw.yml", "DiscreteTimeNeuralGraph"),
-    "continuous": ("continuous_time_dnw.yml", "ContinuousTimeNeuralGraph"),
+    "static": "neuralgraph:StaticNeuralGraph",
+    "discrete": "neuralgraph:DiscreteTimeNeuralGraph",
+    "continuous": "neuralgraph:ContinuousTimeNeuralGraph",
+    "mbv1_cifar": "mobilenetv1like:MobileNetV1Like",
+    "mbv1_imagenet": "mobilenetv1like:MobileNetV1Like",
 }
 
 
-def main(checkout: str, wiring: str, mode: str, batch_size: str) -> None:
+def main(checkout: str, name: str, mode: str, batch_size: str) -> None:
     """Serves steps until killed."""
-    settings, model_name = _MODELS[wiring]
-    os.chdir(checkout)
-    sys.path.insert(0, checkout)
-    sys.argv = [sys.argv[0], f"app:apps/small_scale/{settings}"]  # it reads its settings from here
-    from genutil.config import FLAGS  # noqa: PLC0415
-    from models.graphs import neuralgraph  # noqa: PLC0415
-
+    case, batch = CASES[name], int(batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    FLAGS.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = getattr(neuralgraph, model_name)().to(FLAGS.device).train(mode == "train")
+    build = _graph if name in _MODELS else _resnet
+    with contextlib.redirect_stdout(sys.stderr):  # it prints settings and layers
+        model = build(checkout, name, device).to(device).train(mode != "evaluate")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    image = torch.randn(int(batch_size), 3, 32, 32, device=FLAGS.device)
-    label = torch.randint(10, (int(batch_size),), device=FLAGS.device)
+    image = torch.randn(batch, 3, case.image_size, case.image_size, device=device)
+    label = torch.randint(case.num_classes, (batch,), device=device)
 
     def loss() -> torch.Tensor:
         return torch.nn.functional.cross_entropy(model(image), label)
@@ -49,7 +51,29 @@ def main(checkout: str, wiring: str, mode: str, batch_size: str) -> None:
         with torch.no_grad():
             return loss().item()
 
-    serve(train if mode == "train" else evaluate)
+    serve(evaluate if mode == "evaluate" else train)
+
+
+def _graph(checkout: str, name: str, device: torch.device) -> torch.nn.Module:
+    os.chdir(checkout)
+    sys.path.insert(0, checkout)
+    sys.argv = [sys.argv[0], f"app:apps/{CASES[name].reference}"]  # it reads its settings from here
+    from genutil.config import FLAGS  # noqa: PLC0415
+
+    FLAGS.device = device
+    module, model = _MODELS[name].split(":")
+    return getattr(importlib.import_module(f"models.graphs.{module}"), model)()
+
+
+def _resnet(checkout: str, name: str, device: torch.device) -> torch.nn.Module:
+    del device
+    # Its __init__ imports data loaders that need more than torch.
+    package = ModuleType("image_classification")
+    folder = Path(checkout, "imagenet_sparsity_experiments", package.__name__)
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    resnet = importlib.import_module("image_classification.resnet")
+    return resnet.build_resnet(*CASES[name].reference.split())
 
 
 if __name__ == "__main__":

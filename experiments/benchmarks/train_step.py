@@ -16,8 +16,8 @@ from datetime import date
 from pathlib import Path
 
 from experiments.benchmarks.alternate import alternate
+from experiments.benchmarks.cases import CASES
 
-CASES = {"static": 512, "discrete": 128, "continuous": 128}
 _WORKERS = Path(__file__).parent
 
 
@@ -26,15 +26,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, help="a checkout of allenai/dnw")
     parser.add_argument("--reference-python", default=sys.executable)
-    parser.add_argument("--wirings", default="static,discrete", help="of: " + ", ".join(CASES))
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--modes", default="train,run,evaluate")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     flags = parser.parse_args(argv)
     rows = []
-    for wiring in flags.wirings.split(","):
-        for mode in ("train", "evaluate"):
-            batch_size = CASES[wiring]
-            arguments = [wiring, mode, str(batch_size)]
+    for name in flags.cases.split(","):
+        for mode in flags.modes.split(","):
+            case = CASES[name]
+            arguments = [name, mode, str(case.batch_size)]
             commands = {"ours": [sys.executable, "-m", f"{__package__}.our_step", *arguments]}
             if flags.reference:
                 script = str(_WORKERS / "reference_step.py")
@@ -45,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     *arguments,
                 ]
             timings = alternate(commands, flags.turns)
-            row = {"wiring": wiring, "mode": mode, "batch_size": batch_size}
-            row |= {name: timing.seconds for name, timing in timings.items()}
-            text = "  ".join(f"{name} {timing}" for name, timing in timings.items())
+            row = {"case": name, "mode": mode, "batch_size": case.batch_size}
+            row |= {who: timing.seconds for who, timing in timings.items()}
+            text = "  ".join(f"{who} {timing}" for who, timing in timings.items())
             if flags.reference:
                 row["ratio"] = timings["reference"].median / timings["ours"].median
                 text += f"  reference / ours {row['ratio']:.2f}"
             rows.append(row)
-            print(f"{wiring:10s} {mode:8s} B={batch_size:<4d} {text}", flush=True)
+            print(f"{name:13s} {mode:8s} B={case.batch_size:<4d} {text}", flush=True)
     if flags.json:
         machine = f"{platform.machine()}, {platform.processor() or platform.system()}"
         result = {"date": str(date.today()), "machine": machine, "rows": rows}

@@ -1,0 +1,53 @@
+"""What is timed beside the published code. Imports nothing: its workers know nothing of dnw_jax."""
+
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """A model, ours and theirs, on random images.
+
+    Attributes:
+      config: ours.
+      reference: the published code's settings: a file under `apps/`, or the name of a ResNet's.
+      batch_size: the published one, or what a machine without accelerator can do.
+      image_size: height and width in pixels.
+      num_classes: of the images.
+      target: how many times as fast as the published code a training step shall be.
+    """
+
+    config: str
+    reference: str
+    batch_size: int
+    image_size: int
+    num_classes: int
+    target: float
+
+
+CASES = {
+    "static": Case(
+        "configs/cifar10_tiny.py:wiring=static", "small_scale/static_dnw.yml", 512, 32, 10, 2.5
+    ),
+    "discrete": Case(
+        "configs/cifar10_tiny.py:wiring=discrete",
+        "small_scale/discrete_time_dnw.yml",
+        128,
+        32,
+        10,
+        2.0,
+    ),
+    "continuous": Case(
+        "configs/cifar10_tiny.py:wiring=continuous",
+        "small_scale/continuous_time_dnw.yml",
+        128,
+        32,
+        10,
+        2.0,
+    ),
+    "mbv1_cifar": Case(
+        "configs/cifar10_mbv1.py", "medium_scale/mobilenetv1_dnw_x225.yml", 128, 32, 10, 3.0
+    ),
+    "mbv1_imagenet": Case(
+        "configs/imagenet_mbv1.py", "large_scale/mobilenetv1_dnw_x225.yml", 16, 224, 1000, 2.0
+    ),
+    "resnet50": Case("configs/imagenet_resnet.py", "resnet50 allsparse10", 16, 64, 1000, 1.5),
+}
