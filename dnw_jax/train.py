@@ -41,7 +41,7 @@ from dnw_jax.writers import Progress, Writer
 __all__ = ["TrainState", "create_train_state", "evaluate", "evaluate_step", "train", "train_step"]
 
 # A dispatch makes about so much work: the bar moves, and the host costs nothing.
-_SECONDS_PER_DISPATCH = 0.5
+_SECONDS_PER_DISPATCH = 2.0
 
 
 def train(config: ConfigDict, workdir: str | Path) -> None:

@@ -96,15 +96,18 @@ def _kernel_gradient_in_chunks(planes: Array, cotangent: Array) -> Array:
     batch, height, width, nodes = planes.shape
     chunk = _largest_divisor(batch, _CHUNK_BYTES // planes[0].nbytes)
     images = _largest_divisor(chunk, _TERMS // height)
-    shape = (batch // chunk, chunk // images, images, height, width, nodes)
+    shape = (chunk // images, images, height, width, nodes)
 
-    def add(totals: list[Array], pair: tuple[Array, Array]) -> tuple[list[Array], None]:
-        x, g = (a.astype(jnp.float32) for a in pair)
-        return [t + _sum_over_rows(x, g, *tap) for t, tap in zip(totals, _TAPS, strict=True)], None
+    def add(index: Array, totals: list[Array]) -> list[Array]:
+        x, g = (
+            lax.dynamic_slice_in_dim(a, index * chunk, chunk).reshape(shape).astype(jnp.float32)
+            for a in (planes, cotangent)
+        )
+        return [t + _sum_over_rows(x, g, *tap) for t, tap in zip(totals, _TAPS, strict=True)]
 
     columns = [width - abs(c - 1) for _, c in _TAPS]
     start = [jnp.zeros((chunk // images, n, nodes), jnp.float32) for n in columns]
-    totals, _ = lax.scan(add, start, (planes.reshape(shape), cotangent.reshape(shape)))
+    totals = lax.fori_loop(0, batch // chunk, add, start)
     return jnp.stack([jnp.sum(total, (0, 1)) for total in totals]).reshape(3, 3, nodes)
 
 

@@ -29,20 +29,16 @@ def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool =
 
     With `rectify` negative results become zero.
     """
-    values = planes.astype(jnp.float32)
-    out = _affine(_standardised(values), scale, bias, rectify)
-    return out.astype(planes.dtype)
+    # A barrier, or what is broadcast would be shared with other norms, and so written to memory.
+    planes, scale, bias, zero = lax.optimization_barrier((planes, scale, bias, 0.0))
+    out = _standardised(planes.astype(jnp.float32)) * scale + bias
+    return (jnp.maximum(out, zero) if rectify else out).astype(planes.dtype)
 
 
 def _standardised(values: Array) -> Array:
     centred = values - jnp.mean(values, _PIXELS, keepdims=True)
     variance = jnp.mean(jnp.square(centred), _PIXELS, keepdims=True)
     return centred * lax.rsqrt(variance + _EPSILON)
-
-
-def _affine(standardised: Array, scale: Array, bias: Array, rectify: bool) -> Array:
-    out = standardised * scale + bias
-    return jax.nn.relu(out) if rectify else out
 
 
 def _instance_norm_forward(
@@ -97,8 +93,8 @@ def _by_statistics(
     planes: Array, mean: Array, var: Array, scale: Array, bias: Array, *, rectify: bool
 ) -> Array:
     def compute(planes: Array, mean: Array, factor: Array, bias: Array) -> Array:
-        out = _affine(planes.astype(jnp.float32) - mean, factor, bias, rectify)
-        return out.astype(planes.dtype)
+        out = (planes.astype(jnp.float32) - mean) * factor + bias
+        return (jax.nn.relu(out) if rectify else out).astype(planes.dtype)
 
     return materialised(compute, planes, mean, lax.rsqrt(var + _EPSILON) * scale, bias)
 
