@@ -29,10 +29,13 @@ def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool =
 
     With `rectify` negative results become zero.
     """
-    # A barrier, or what is broadcast would be shared with other norms, and so written to memory.
-    planes, scale, bias, zero = lax.optimization_barrier((planes, scale, bias, 0.0))
-    out = _standardised(planes.astype(jnp.float32)) * scale + bias
-    return (jnp.maximum(out, zero) if rectify else out).astype(planes.dtype)
+
+
+    def compute(planes: Array, scale: Array, bias: Array) -> Array:
+        out = _standardised(planes.astype(jnp.float32)) * scale + bias
+        return (jax.nn.relu(out) if rectify else out).astype(planes.dtype)
+
+    return materialised(compute, planes, scale, bias)
 
 
 def _standardised(values: Array) -> Array:

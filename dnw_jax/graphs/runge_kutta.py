@@ -25,7 +25,7 @@ State = Float[Array, "batch height width nodes"]
 Outputs = Float[Array, "batch height width outputs"]
 
 _END = 1.0
-_MAX_SAVED = 16
+_MAX_SAVED = 8
 _SAFETY, _MOST_SHRINKAGE, _MOST_GROWTH = 0.9, 0.2, 10.0
 
 
@@ -244,7 +244,8 @@ def _rectified_step_backward(
     shares: tuple[float, ...], residuals: tuple[Array, State], cotangent: State
 ) -> tuple[Array, State, tuple[State, ...]]:
     length, out = residuals
-    passed = cotangent * jnp.sign(out)  # of what a ReLU gave: 0 or 1
+    # What a ReLU gave has the sign 0 or 1. In memory, as all slopes before take their part of it.
+    passed = materialised(lambda cotangent, out: cotangent * jnp.sign(out), cotangent, out)
     return jnp.zeros_like(length), passed, tuple(length * share * passed for share in shares)
 
 
