@@ -17,9 +17,9 @@ from dnw_jax.graphs.blocked import BlockedGraph, backward_edges
 from dnw_jax.graphs.continuous_time import SOLVERS, ContinuousTime, field
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.discrete_time import DiscreteTime
+from dnw_jax.graphs.evolution import Evolution, evolve, first_step
 from dnw_jax.graphs.nodes import BatchNormNodes, Nodes, NodeValues
 from dnw_jax.graphs.norms import BatchNorm, instance_norm
-from dnw_jax.graphs.runge_kutta import Stepping, first_step
 from dnw_jax.graphs.time_graph import Dynamics, TimeGraph, update
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -403,10 +403,10 @@ def test_too_few_steps_give_nan(step_size: float) -> None:
     assert np.all(np.isnan(run(in_time(2, dynamics, GRAPH), INPUTS)))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def estimate(start, args, order, rtol, atol):
-    stepping = Stepping(rtol, atol, step_size=0.0, max_steps=1)
-    return first_step(field, start, field(start, args), args, order, stepping)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def estimate(start, args, rtol, atol):
+    how = Evolution(field, SOLVERS["dopri5"], slice(None), rtol, atol, step_size=0.0, max_steps=1)
+    return first_step(how, start, field(start, args), args)
 
 
 def test_the_first_step() -> None:
@@ -423,7 +423,7 @@ def test_the_first_step() -> None:
     bend = rms((numpy_forward.update(start + guess * slope, GRAPH) - slope) / scale) / guess
     step = min(100 * guess, (0.01 / max(rms(slope / scale), bend)) ** (1 / order))
     args = (node_values(GRAPH), jnp.asarray(GRAPH.weights, jnp.float32))
-    ours = estimate(jnp.asarray(start, jnp.float32), args, order, rtol, atol)
+    ours = estimate(jnp.asarray(start, jnp.float32), args, rtol, atol)
     assert float(ours) == pytest.approx(step, rel=1e-3)
 
 
@@ -431,9 +431,9 @@ def test_the_first_step_from_rest() -> None:
     nodes, weights = node_values(GRAPH), jnp.zeros((12, 12))
     rest = jnp.zeros((1, 4, 4, 12))
     # All zero, and nothing moves: a millionth, then a hundred times that at most.
-    still = estimate(rest, (nodes._replace(bias=jnp.zeros(12)), weights), 5, 1e-3, 1e-3)
+    still = estimate(rest, (nodes._replace(bias=jnp.zeros(12)), weights), 1e-3, 1e-3)
     assert float(still) == pytest.approx(1e-6)
-    moving = estimate(rest, (nodes, weights), 5, 1e-3, 1e-3)
+    moving = estimate(rest, (nodes, weights), 1e-3, 1e-3)
     assert float(moving) == pytest.approx(1e-4)
 
 
@@ -478,6 +478,34 @@ def differences(forward, graph: numpy_forward.Graph, name: str) -> np.ndarray:
             for index in np.ndindex(values.shape)
         ]
     ).reshape(values.shape)
+
+
+@pytest.mark.parametrize("num_steps", [3, 8, 9, 25])
+def test_gradients_of_more_steps_than_states_are_saved(num_steps: int) -> None:
+    """Against autodiff of the plain loop; up to eight states are saved, then every second, ..."""
+    args = (node_values(GRAPH), jnp.asarray(GRAPH.weights, jnp.float32))
+    start = jax.nn.relu(jnp.asarray(numpy_forward.padded(INPUTS, GRAPH), jnp.float32))
+    slope = normal(start.shape, 7)
+    how = Evolution(field, SOLVERS["euler"], slice(None), 0.0, 0.0, 1 / num_steps, num_steps)
+
+    @jax.jit
+    @jax.grad
+    def ours(point):
+        return jnp.vdot(slope, evolve(how, *point))
+
+    @jax.jit
+    @jax.grad
+    def plain(point):
+        state, args = point
+        for _ in range(num_steps):
+            state = jax.nn.relu(state + field(state, args) / num_steps)
+        return jnp.vdot(slope, state)
+
+    expected = plain((start, args))
+    for leaf, other in zip(
+        jax.tree.leaves(ours((start, args))), jax.tree.leaves(expected), strict=True
+    ):
+        close(leaf, other, 1e-4)
 
 
 def test_gradients_of_the_adaptive_solve() -> None:

@@ -209,8 +209,7 @@ def test_docstrings(path: Path) -> None:
         assert ast.get_docstring(node), f"{node.name} has no docstring"
         for inner in node.body if isinstance(node, ast.ClassDef) else ():
             documented = isinstance(inner, definitions) and not inner.name.startswith("_")
-            inherited = node.name == "Rectified"  # the solver's interface is diffrax's
-            assert not documented or inherited or ast.get_docstring(inner), inner.name
+            assert not documented or ast.get_docstring(inner), inner.name
 
 
 @pytest.mark.parametrize(

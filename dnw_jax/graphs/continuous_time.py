@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dnw_jax.graphs.evolution import Evolution, evolve
 from dnw_jax.graphs.nodes import NodeValues
-from dnw_jax.graphs.runge_kutta import Method, Stepping, evolve
+from dnw_jax.graphs.runge_kutta import Method
 from dnw_jax.graphs.time_graph import update
 
 SOLVERS: Mapping[str, Method] = MappingProxyType(
@@ -65,10 +66,16 @@ class ContinuousTime:
         # The solver's error control needs float32, whatever f computes in.
         start = jax.nn.relu(inputs).astype(jnp.float32)
         start = jnp.pad(start, ((0, 0), (0, 0), (0, 0), (0, silent)))
-        stepping = Stepping(self.rtol, self.atol, self.step_size, self.max_steps)
-        method = SOLVERS[self.solver]
-        ends = evolve(field, method, stepping, outputs, start, (nodes, weights))
-        return ends.astype(inputs.dtype)
+        how = Evolution(
+            field,
+            SOLVERS[self.solver],
+            outputs,
+            self.rtol,
+            self.atol,
+            self.step_size,
+            self.max_steps,
+        )
+        return evolve(how, start, (nodes, weights)).astype(inputs.dtype)
 
 
 def field(active: Array, args: tuple[NodeValues, Array]) -> Array:

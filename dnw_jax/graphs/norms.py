@@ -30,7 +30,6 @@ def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool =
     With `rectify` negative results become zero.
     """
 
-
     def compute(planes: Array, scale: Array, bias: Array) -> Array:
         out = _standardised(planes.astype(jnp.float32)) * scale + bias
         return (jax.nn.relu(out) if rectify else out).astype(planes.dtype)

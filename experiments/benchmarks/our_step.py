@@ -39,8 +39,8 @@ def main(name: str, mode: str, batch_size: str) -> None:
         split = data.DeviceSplit.of(data.Split(images, label), config.dataset)
         serve(_run(state, split), _STEPS_IN_RUN)
     step = train_step if mode == "train" else evaluate_step
-    images = jax.random.normal(jax.random.key(0), shape)
-    serve(lambda: jax.block_until_ready(step(state, {"image": images, "label": label})))
+    image = jax.random.normal(jax.random.key(0), shape)
+    serve(lambda: jax.block_until_ready(step(state, {"image": image, "label": label})))
 
 
 def _run(state: TrainState, split: data.DeviceSplit) -> Callable[[], object]:
