@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
         # Late, because jax takes a second: help and wrong settings need none of it.
-        from dnw_jax import train  # noqa: PLC0415
+        from dnw_jax import compiled, train  # noqa: PLC0415
 
+        compiled.keep_compiled_programs()
         if flags.mode == "train":
             train.train(config, flags.workdir)
         elif flags.mode == "evaluate":

@@ -11,36 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import dnw_jax
 from dnw_jax import data
 from dnw_jax.feed import train_steps
 from dnw_jax.metrics import Sums
-from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
+from dnw_jax.train import TrainState, evaluate_step, train_step
 from experiments.benchmarks.alternate import serve
-from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.ours import our_config, our_state, random_batch
 
 _STEPS_IN_RUN = 4
 
 
 def main(name: str, mode: str, batch_size: str) -> None:
     """Serves steps until killed."""
-    case, batch = CASES[name], int(batch_size)
-    overrides = {
-        "dataset.image_size": str(case.image_size),
-        "dataset.num_classes": str(case.num_classes),
-        "batch_size": batch_size,
-    }
-    config = dnw_jax.load_config(case.config, overrides)
-    state = create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=98)
-    label = np.random.default_rng(1).integers(0, case.num_classes, batch).astype(np.int32)
-    shape = (batch, case.image_size, case.image_size, 3)
+    state, batch = our_state(name, int(batch_size)), random_batch(name, int(batch_size))
     if mode == "run":
-        images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        split = data.DeviceSplit.of(data.Split(images, label), config.dataset)
-        serve(_run(state, split), _STEPS_IN_RUN)
+        images = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
+        split = data.Split(images, np.asarray(batch["label"]))
+        dataset = our_config(name, int(batch_size)).dataset
+        serve(_run(state, data.DeviceSplit.of(split, dataset)), _STEPS_IN_RUN)
     step = train_step if mode == "train" else evaluate_step
-    image = jax.random.normal(jax.random.key(0), shape)
-    serve(lambda: jax.block_until_ready(step(state, {"image": image, "label": label})))
+    serve(lambda: jax.block_until_ready(step(state, batch)))
 
 
 def _run(state: TrainState, split: data.DeviceSplit) -> Callable[[], object]:

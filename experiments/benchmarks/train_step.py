@@ -1,10 +1,11 @@
-"""Training and evaluation steps of the tiny classifiers beside the published PyTorch code.
+"""Training and evaluation steps of all models of the paper beside the published PyTorch code.
 
     python -m experiments.benchmarks.train_step --reference=DIR --reference-python=PYTHON
 
 DIR is a checkout of github.com/allenai/dnw, PYTHON an interpreter with torch, torchdiffeq and
-pyyaml. Both run on the same machine in turn; the ratio of the medians is what counts. Without
---reference only our own times are shown.
+pyyaml. Both run on the same machine in turn, on its GPU if it has one; the ratio of the medians is
+what counts. Without --reference only our own times are shown. `train` and `evaluate` are single
+steps; `run` is a training step as a run makes it, several in one program.
 """
 
 import argparse
@@ -12,52 +13,78 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
-from experiments.benchmarks.alternate import alternate
+import jax
+
+from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.roofline import Machine, Work
+from experiments.benchmarks.ours import our_state, random_batch
 
 _WORKERS = Path(__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a row for each wiring and mode, and writes them as JSON if asked to."""
+    """Prints a row for each case and mode, and writes them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, help="a checkout of allenai/dnw")
     parser.add_argument("--reference-python", default=sys.executable)
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--modes", default="train,run,evaluate")
+    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument("--modes", default="train,run,evaluate", help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     flags = parser.parse_args(argv)
-    rows = []
+    machine, rows = Machine.measured(), []
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}: {machine}", flush=True)
     for name in flags.cases.split(","):
+        case = CASES[name]
+        work = Work.of_step(our_state(name, case.batch_size), random_batch(name, case.batch_size))
+        jax.clear_caches()  # the workers need the memory
         for mode in flags.modes.split(","):
-            case = CASES[name]
             arguments = [name, mode, str(case.batch_size)]
             commands = {"ours": [sys.executable, "-m", f"{__package__}.our_step", *arguments]}
             if flags.reference:
-                script = str(_WORKERS / "reference_step.py")
+                script, checkout = str(_WORKERS / "reference_step.py"), flags.reference.resolve()
                 commands["reference"] = [
                     flags.reference_python,
                     script,
-                    str(flags.reference.resolve()),
+                    str(checkout),
                     *arguments,
                 ]
             timings = alternate(commands, flags.turns)
-            row = {"case": name, "mode": mode, "batch_size": case.batch_size}
+            row: dict[str, Any] = {"case": name, "mode": mode, "batch_size": case.batch_size}
             row |= {who: timing.seconds for who, timing in timings.items()}
-            text = "  ".join(f"{who} {timing}" for who, timing in timings.items())
-            if flags.reference:
-                row["ratio"] = timings["reference"].median / timings["ours"].median
-                text += f"  reference / ours {row['ratio']:.2f}"
+            if mode != "evaluate" and name != "continuous":
+                row |= {"work": asdict(work), "floor": work.floor(machine)}
             rows.append(row)
-            print(f"{name:13s} {mode:8s} B={case.batch_size:<4d} {text}", flush=True)
+            print(_line(row, timings), flush=True)
     if flags.json:
-        machine = f"{platform.machine()}, {platform.processor() or platform.system()}"
-        result = {"date": str(date.today()), "machine": machine, "rows": rows}
+        computer = f"{platform.machine()}, {platform.processor() or platform.system()}"
+        result = {
+            "date": str(date.today()),
+            "machine": computer,
+            "jax": jax.__version__,
+            "measured": asdict(machine),
+            "rows": rows,
+        }
         flags.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _line(row: dict[str, Any], timings: dict[str, Timing]) -> str:
+    text = f"{row['case']:13s} {row['mode']:8s} B={row['batch_size']:<3d}  "
+    text += "  ".join(f"{who} {timing}" for who, timing in timings.items())
+    if "reference" in timings:
+        text += f"  reference / ours {timings['reference'].median / timings['ours'].median:.2f}"
+        target = CASES[row["case"]].target
+        text += f" (target {target})" * (row["mode"] != "evaluate")
+    if "floor" in row:
+        work, reached = Work(**row["work"]), row["floor"] / timings["ours"].median
+        text += f"  floor {row['floor']:.3f} s ({work}): {reached:.0%} of it reached"
+    return text
 
 
 if __name__ == "__main__":
