@@ -22,8 +22,8 @@ import jax
 
 from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.roofline import Machine, Work
 from experiments.benchmarks.ours import our_state, random_batch
+from experiments.benchmarks.roofline import Machine, Work
 
 _WORKERS = Path(__file__).parent
 
