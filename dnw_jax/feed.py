@@ -99,12 +99,16 @@ class ImageFeed:
     ) -> tuple[TrainState, Sums]:
         """As `Feed.advance`."""
         assert self.train is not None
-        indices = np.zeros((MAX_STEPS, self.config.batch_size), np.int32)
-        for row in range(count):
-            indices[row] = data.train_indices(
-                self.config.seed, step + row, self.num_examples, self.config.batch_size
+        seeds, batch_size = range(self.config.num_seeds), self.config.batch_size
+        indices = np.zeros((MAX_STEPS, len(seeds), batch_size), np.int32)
+        for row, index in itertools.product(range(count), seeds):
+            seed = self.config.seed + index
+            indices[row, index] = data.train_indices(
+                seed, step + row, self.num_examples, batch_size
             )
-        spread = devices.split_batch(jnp.asarray(indices), self.mesh, axis=1)
+        if len(seeds) == 1:
+            indices = indices[:, 0]
+        spread = devices.split_batch(jnp.asarray(indices), self.mesh, axis=indices.ndim - 1)
         return train_steps(state, sums, self.train, spread, count)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -121,27 +125,28 @@ def train_steps(
     state: TrainState,
     sums: Sums,
     split: data.DeviceSplit,
-    indices: Int[Array, "steps batch"],
+    indices: Int[Array, "steps *seeds batch"],
     count: int,
 ) -> tuple[TrainState, Sums]:
     """`count` updates, at most as many as `indices` has rows; their examples join `sums`.
 
     One program for any count: a run gives the same bits however it is cut into dispatches. The
-    state passed in is consumed.
+    state passed in is consumed. A state of several seeds (`replicas.stacked`) has as many sums, and
+    examples of its own for each.
     """
-    augmentation_key = random_key(state.seed, "augmentation")
-    batch_size = indices.shape[1]
+    batch_size = indices.shape[-1]
 
-    def one(row: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
-        state, sums = carry
+    def one(state: TrainState, sums: Sums, row: Array) -> tuple[TrainState, Sums]:
         start = state.step.astype(jnp.uint32) * batch_size
         positions = start + jnp.arange(batch_size, dtype=jnp.uint32)
-        state, new_sums = update(
-            state, split.train_batch(indices[row], positions, augmentation_key)
-        )
+        key = random_key(state.seed, "augmentation")
+        state, new_sums = update(state, split.train_batch(row, positions, key))
         return state, sums + new_sums
 
-    return lax.fori_loop(0, count, one, (state, sums))
+    all_seeds = jax.vmap(one) if state.step.ndim else one
+    return lax.fori_loop(
+        0, count, lambda row, carry: all_seeds(carry[0], carry[1], indices[row]), (state, sums)
+    )
 
 
 @jax.jit

@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
         # Late, because jax takes a second: help and wrong settings need none of it.
-        from dnw_jax import compiled, train  # noqa: PLC0415
+        from dnw_jax import compiled, evaluate, train  # noqa: PLC0415
 
         compiled.keep_compiled_programs()
         if flags.mode == "train":
             train.train(config, flags.workdir)
         elif flags.mode == "evaluate":
-            train.evaluate(config, flags.workdir, flags.step)
+            evaluate.evaluate(config, flags.workdir, flags.step)
         else:
-            train.print_profile(config, flags.workdir, flags.step)
+            evaluate.print_profile(config, flags.workdir, flags.step)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

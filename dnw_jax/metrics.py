@@ -48,9 +48,9 @@ class Sums(NamedTuple):
         )
 
     @classmethod
-    def zero(cls) -> "Sums":
-        """The sums over nothing."""
-        return cls(*(jnp.zeros(()) for _ in cls._fields))
+    def zero(cls, seeds: tuple[int, ...] = ()) -> "Sums":
+        """The sums over nothing; with `seeds` (number,) one of each."""
+        return cls(*(jnp.zeros(seeds) for _ in cls._fields))
 
     def __add__(self, other: "Sums") -> "Sums":  # type: ignore[override]
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))

@@ -58,18 +58,32 @@ def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
     return tables
 
 
+def said(values: dict[str, float]) -> str:
+    """Loss and accuracy in words, with the standard deviations over the seeds if there are."""
+    loss, accuracy = f"loss {values['loss']:.4f}", f"accuracy {values['accuracy']:.2%}"
+    if "accuracy_std" in values:
+        loss += f" ± {values['loss_std']:.4f}"
+        accuracy += f" ± {values['accuracy_std']:.2%}"
+    return f"{loss}, test {accuracy}"
+
+
 def conclude(
-    workdir: Path, state: TrainState, config: ConfigDict, checkpoints: Checkpoints
+    workdirs: list[Path],
+    states: list[TrainState],
+    configs: list[ConfigDict],
+    all_checkpoints: list[Checkpoints],
 ) -> None:
-    """Says what came out, and where to look at it."""
-    last, best = checkpoints.latest, checkpoints.best
-    if last is None:
+    """Says what came out of each seed, and where to look at it."""
+    if all_checkpoints[0].latest is None:
         return
-    print(profile(state.model(), config.dataset.image_size))
-    for name, step in (("last", last), ("best", best)):
-        accuracy = None if step is None else checkpoints.accuracy(step)
-        if accuracy is not None:
-            print(f"{name}: test accuracy {accuracy:.2%} (step {step})")
+    print(profile(states[0].model(), configs[0].dataset.image_size))
+    for workdir, checkpoints in zip(workdirs, all_checkpoints, strict=True):
+        name = f"{workdir.name}, " if len(workdirs) > 1 else ""
+        for which, step in (("last", checkpoints.latest), ("best", checkpoints.best)):
+            accuracy = None if step is None else checkpoints.accuracy(step)
+            if accuracy is not None:
+                print(f"{name}{which}: test accuracy {accuracy:.2%} (step {step})")
+    workdir = workdirs[0]
     pictures = any((workdir / layout.WIRING).glob("*.png"))
     print(
         f"checkpoints: {workdir / layout.CHECKPOINTS}\n"

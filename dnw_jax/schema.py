@@ -165,6 +165,7 @@ def is_step_range(steps: tuple[int, ...]) -> bool:
 
 SHARED = {
     "seed": Field(0, int, "an integer in [0, 2**32)", lambda n: 0 <= n < 2**32),
+    "num_seeds": integer(1, 1),  # trained at once: `seed`, `seed` + 1, ...
     "batch_size": integer(512, 1),  # over all devices
     "num_epochs": integer(160, 1),
     "num_steps": integer(None, 1),  # None: num_epochs times the steps of an epoch
@@ -210,6 +211,21 @@ SHARED = {
 }
 
 SHARED_RULES = (
+    Rule(
+        ("seed", "num_seeds"),
+        "seed + num_seeds must be at most 2**32, which is no seed any more",
+        lambda seed, num_seeds: seed + num_seeds <= 2**32,
+    ),
+    Rule(
+        ("num_seeds", "dataset.name"),
+        "num_seeds must be 1 where photographs are read while training: one run for each seed",
+        lambda num_seeds, name: num_seeds == 1 or name != "imagenet2012",
+    ),
+    Rule(
+        ("num_seeds", "checkpoint.keep"),
+        "checkpoint.keep must be at least 2 with several seeds: they are saved one by one",
+        lambda num_seeds, keep: num_seeds == 1 or keep > 1,
+    ),
     Rule(
         ("batch_size", "accumulate_steps"),
         "batch_size must be a multiple of accumulate_steps",

@@ -1,4 +1,4 @@
-"""Training and evaluation, top to bottom."""
+"""Training, top to bottom."""
 
 import contextlib
 import functools
@@ -16,29 +16,25 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
-from dnw_jax import data, devices
+from dnw_jax import data, devices, replicas
 from dnw_jax import workdir as layout
 from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.config import validate
 from dnw_jax.errors import UserError
+from dnw_jax.evaluate import evaluate_all
 from dnw_jax.feed import MAX_STEPS, Feed, open_feed
 from dnw_jax.interrupts import Interrupts
-from dnw_jax.metrics import Sums, edge_churn
-from dnw_jax.models import build_model, edge_layers, wiring
+from dnw_jax.metrics import Sums
+from dnw_jax.models import build_model, wiring
 from dnw_jax.optimizer import learning_rate_schedule
 from dnw_jax.plan import Plan
-from dnw_jax.report import announce, conclude, profiles, tell_changes
-from dnw_jax.show.adjacency import adjacency_picture
-from dnw_jax.train_state import (
-    TrainState,
-    create_train_state,
-    evaluate_step,
-    train_step,
-)
+from dnw_jax.replicas import Replica
+from dnw_jax.report import announce, conclude, said
+from dnw_jax.train_state import TrainState, create_train_state, evaluate_step, train_step
 from dnw_jax.warm_start import warm_start
 from dnw_jax.writers import Progress, Writer
 
-__all__ = ["TrainState", "create_train_state", "evaluate", "evaluate_step", "train", "train_step"]
+__all__ = ["TrainState", "create_train_state", "evaluate_step", "train", "train_step"]
 
 # A dispatch makes about so much work: the bar moves, and the host costs nothing.
 _SECONDS_PER_DISPATCH = 2.0
@@ -55,42 +51,57 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     workdir, mesh = Path(workdir), devices.data_mesh()
     devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
     layout.check_place(workdir)
+    own = replicas.places(config, workdir)
     # Without a checkpoint there is nothing that another model could contradict.
-    started = any((workdir / layout.CHECKPOINTS).glob("*/"))
+    started = any(any((place / layout.CHECKPOINTS).glob("*/")) for place in own)
     changed = layout.changes(workdir, config, layout.RUN) if started else []
     feed = open_feed(config, mesh)
     plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
-    state = create_train_state(config, build_model(config), steps_per_epoch=plan.per_epoch)
-    state = devices.replicate(state, mesh)
-    with (
-        Interrupts() as interrupts,
-        contextlib.closing(feed),
-        Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep) as checkpoints,
-    ):
-        if checkpoints.latest is not None:
-            state = layout.restore(state, checkpoints, checkpoints.latest)
+    recipes = replicas.recipes(config)
+    states = [
+        create_train_state(each, build_model(each), steps_per_epoch=plan.per_epoch)
+        for each in recipes
+    ]
+    with contextlib.ExitStack() as opened:
+        interrupts = opened.enter_context(Interrupts())
+        opened.enter_context(contextlib.closing(feed))
+        all_checkpoints = [
+            opened.enter_context(Checkpoints(place / layout.CHECKPOINTS, config.checkpoint.keep))
+            for place in own
+        ]
+        step = replicas.common_step(all_checkpoints)
+        if step is not None:
+            pairs = zip(states, all_checkpoints, strict=True)
+            states = [layout.restore(state, checkpoints, step) for state, checkpoints in pairs]
         elif config.init_from:
-            state = devices.replicate(warm_start(state, config), mesh)
-        step = int(state.step)
-        announce(workdir, state, config, plan, changed)
+            states = [warm_start(*each) for each in zip(states, recipes, strict=True)]
+        step = step or 0
+        announce(workdir, states[0], config, plan, changed)
         if step < plan.total:
             layout.enter(workdir, config)
-            with (
-                Writer(workdir, step) as writer,
-                Progress(plan.total, step, config.batch_size) as bar,
-            ):
-                state = Run(
-                    config=config,
-                    workdir=workdir,
-                    plan=plan,
-                    mesh=mesh,
-                    feed=feed,
-                    checkpoints=checkpoints,
-                    writer=writer,
-                    bar=bar,
-                    interrupts=interrupts,
-                ).finish(state)
-        conclude(workdir, state, config, checkpoints)
+            for place, each in zip(own, recipes, strict=True):
+                layout.enter(place, each)
+            run = Run(
+                config=config,
+                workdir=workdir,
+                plan=plan,
+                mesh=mesh,
+                feed=feed,
+                seeds=[
+                    Replica(
+                        each, place, plan, checkpoints, opened.enter_context(Writer(place, step))
+                    )
+                    for each, place, checkpoints in zip(recipes, own, all_checkpoints, strict=True)
+                ],
+                summary=opened.enter_context(Writer(workdir, step)) if len(own) > 1 else None,
+                bar=opened.enter_context(
+                    Progress(plan.total, step, config.batch_size * config.num_seeds)
+                ),
+                interrupts=interrupts,
+            )
+            state = run.finish(devices.replicate(replicas.stacked(states), mesh))
+            states = replicas.parted(state, config.num_seeds)
+        conclude(own, states, recipes, all_checkpoints)
 
 
 @dataclass
@@ -102,20 +113,20 @@ class Run:
     plan: Plan
     mesh: Mesh
     feed: Feed
-    checkpoints: Checkpoints
-    writer: Writer
+    seeds: list[Replica]
+    summary: Writer | None
     bar: Progress
     interrupts: Interrupts
     tracing: bool = False
 
     def finish(self, state: TrainState) -> TrainState:
         """Trains, logs, evaluates and saves until the plan's last step; the state then."""
-        step, size, stopping = int(state.step), 1, False
+        step, size, stopping = int(np.max(state.step)), 1, False
         masks = _masks(state)
         if step == 0 and self.config.model.get("edges") == "complete":
             # A lottery ticket needs the weights that the complete graph began with.
-            self.checkpoints.save(0, layout.checkpoint_tree(state))
-        nothing = devices.replicate(Sums.zero(), self.mesh)
+            self._save(0, state)
+        nothing = devices.replicate(Sums.zero(state.step.shape), self.mesh)
         # No step yet: this compiles, so that what is timed below is training alone.
         state, _ = self.feed.advance(state, nothing, step, 0)
         self.bar.start()
@@ -128,7 +139,7 @@ class Run:
             jax.block_until_ready(sums)
             elapsed = time.perf_counter() - started
             step, seconds = step + count, seconds + elapsed
-            if not math.isfinite(sums.loss):
+            if not np.all(np.isfinite(sums.loss)):
                 raise self._not_finite(f"the training loss is {sums.loss}", step)
             size = _dispatch_size(elapsed / count)
             self.bar.advance(count, self._note(step, sums))
@@ -144,12 +155,23 @@ class Run:
                 # The last update may have spoilt the weights after a loss that was still finite.
                 if not all_finite(state):
                     raise self._not_finite("some weights are NaN or infinite", step)
-                accuracy = self._evaluate(step, state, masks) if evaluates else None
-                self.checkpoints.save(step, layout.checkpoint_tree(state), accuracy)
+                self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         self._trace(self.plan.total)
         if stopping:
             raise KeyboardInterrupt(self.interrupts.number)
         return state
+
+    def _save(
+        self, step: int, state: TrainState, accuracies: list[float | None] | None = None
+    ) -> None:
+        states = self._parted(state)
+        for seed, own, accuracy in zip(
+            self.seeds, states, accuracies or [None] * len(states), strict=True
+        ):
+            seed.save(step, own, accuracy)
+
+    def _parted(self, tree: Any) -> list[Any]:
+        return replicas.parted(tree, self.config.num_seeds)
 
     def _log(
         self,
@@ -159,52 +181,64 @@ class Run:
         before: dict[str, Array],
         masks: dict[str, Array],
     ) -> None:
-        values = sums.averages()
-        values["learning_rate"] = float(self._learning_rate(step - 1))
-        values["images_per_second"] = float(sums.examples) / seconds
+        examples = float(np.sum(sums.examples))
+        more = {
+            "learning_rate": float(self._learning_rate(step - 1)),
+            "images_per_second": examples / seconds,
+        }
         if self.feed.skipped:
-            values["skipped"] = self.feed.skipped
-        for name, mask in masks.items():
-            live, replaced = edge_churn(before[name], mask)
-            values[f"live_edges/{name}"] = int(live)
-            values[f"edge_churn/{name}"] = float(replaced)
-        self.writer.scalars(step, step / self.plan.per_epoch, "train", values)
-        self.bar.log(
-            f"step {step}: {self._note(step, sums)}, {values['images_per_second']:.0f} img/s"
-        )
+            more["skipped"] = self.feed.skipped
+        parts = (self._parted(tree) for tree in (sums, before, masks))
+        values = [
+            seed.log(step, own, more, *own_masks)
+            for seed, own, *own_masks in zip(self.seeds, *parts, strict=True)
+        ]
+        self._summarise(step, "train", values)
+        self.bar.log(f"step {step}: {self._note(step, sums)}, {examples / seconds:.0f} img/s")
+
+    def _summarise(self, step: int, split: str, values: list[dict[str, Any]]) -> dict[str, float]:
+        """The means over the seeds, noted; of one seed what it has noted itself."""
+        if self.summary is None:
+            return values[0]
+        names = [seed.workdir.name for seed in self.seeds]
+        means = replicas.means_and_deviations(values, names)
+        self.summary.scalars(step, step / self.plan.per_epoch, split, means)
+        return means
 
     @functools.cached_property
     def _learning_rate(self) -> optax.Schedule:
         return learning_rate_schedule(self.config, self.plan.total, self.plan.per_epoch)
 
-    def _evaluate(self, step: int, state: TrainState, masks: dict[str, Array]) -> float | None:
-        """The test accuracy; None while an annealed wiring has more edges than it will have."""
+    def _evaluate(
+        self, step: int, state: TrainState, masks: dict[str, Array]
+    ) -> list[float | None]:
+        """The test accuracy of each seed; None while an annealed wiring has too many edges."""
         try:
             values = evaluate_all(state, self.feed, self.config.batch_size, self.mesh)
         except UserError:  # a damaged photograph, say: what was learnt is not to blame
-            self.checkpoints.save(step, layout.checkpoint_tree(state))
+            self._save(step, state)
             raise
-        if not math.isfinite(values["loss"]):
-            raise self._not_finite(f"the test loss is {values['loss']}", step)
-        epoch = step / self.plan.per_epoch
-        self.writer.scalars(step, epoch, "test", values)
-        layout.write_evaluation(self.workdir, {**values, "step": step, "changed": []})
-        layers = edge_layers(state.model())
-        for name, layer in layers.items():
-            if layer.weights.ndim == 2:  # a graph; not a convolution
-                picture = adjacency_picture(np.asarray(layer.weights), np.asarray(masks[name]))
-                self.writer.picture(step, name, picture)
+        if not all(math.isfinite(own["loss"]) for own in values):
+            losses = ", ".join(str(own["loss"]) for own in values)
+            raise self._not_finite(f"the test loss is {losses}", step)
+        accuracies = []
+        parts = zip(self.seeds, self._parted(state), self._parted(masks), values, strict=True)
+        for seed, own_state, own_masks, own in parts:
+            seed.evaluated(step, own_state, own_masks, own)
+            annealing = seed.is_annealing(own_state, own_masks)
+            accuracies.append(None if annealing else own["accuracy"])
+        means = self._summarise(step, "test", values)
+        if self.summary is not None:
+            layout.write_evaluation(self.workdir, {**means, "step": step, "changed": []})
         self.bar.line(
-            f"epoch {epoch:.4g}/{self.plan.total / self.plan.per_epoch:.4g} (step {step}): "
-            f"test loss {values['loss']:.4f}, test accuracy {values['accuracy']:.2%}"
+            f"epoch {step / self.plan.per_epoch:.4g}/{self.plan.total / self.plan.per_epoch:.4g} "
+            f"(step {step}): test {said(means)}"
         )
-        annealing = self.config.model.get("edges") == "l1_anneal" and any(
-            int(mask.sum()) > layers[name].num_edges for name, mask in masks.items()
-        )
-        return None if annealing else values["accuracy"]
+        return accuracies
 
     def _not_finite(self, what: str, step: int) -> UserError:
-        config, last = self.config, self.checkpoints.latest
+        config = self.config
+        last = replicas.common_step([seed.checkpoints for seed in self.seeds])
         kept = (
             "no checkpoint was saved"
             if last is None
@@ -225,7 +259,7 @@ class Run:
         )
 
     def _note(self, step: int, sums: Sums) -> str:
-        means = sums.averages()
+        means = Sums(*map(np.sum, sums)).averages()  # over all seeds
         return (
             f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}, "
             f"epoch {step / self.plan.per_epoch:.1f}"
@@ -242,55 +276,6 @@ class Run:
             self.tracing = False
 
 
-def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
-    """Evaluates a checkpoint of `workdir` on every test example; prints and notes the result.
-
-    Args:
-      config: of the same model; it may name other data or another batch size than the run's own.
-      workdir: of the run.
-      step: as in `dnw_jax.load`.
-
-    Raises:
-      UserError: as `dnw_jax.load`, and if the data are missing or `config` is of another model.
-    """
-    validate(config)
-    workdir, mesh = Path(workdir), devices.data_mesh()
-    changed = layout.changes(workdir, config)
-    tell_changes("not as trained (trained != now)", changed)
-    state, _ = layout.load_state(workdir, step, config)
-    feed = open_feed(config, mesh, train=False)
-    values = evaluate_all(devices.replicate(state, mesh), feed, config.batch_size, mesh)
-    print(
-        f"step {int(state.step)}: test loss {values['loss']:.4f}, test accuracy "
-        f"{values['accuracy']:.2%} over {values['num_examples']} examples"
-    )
-    layout.write_evaluation(workdir, {**values, "step": int(state.step), "changed": changed})
-    return values
-
-
-def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
-    """Prints what the network of a checkpoint costs; arguments and errors as those of `evaluate`.
-
-    MobileNetV1-like chains also as the published code counts them.
-    """
-    validate(config)
-    layout.changes(Path(workdir), config)
-    state, _ = layout.load_state(workdir, step, config)
-    print(f"step {int(state.step)}, one image of {config.dataset.image_size} pixels a side:")
-    for line in profiles(state.model(), config):
-        print(line)
-
-
-def evaluate_all(state: TrainState, feed: Feed, batch_size: int, mesh: Mesh) -> dict[str, float]:
-    """The averages over every test example, and `num_examples`, whatever the batch size."""
-    sums = Sums.zero()
-    batch_size += -batch_size % mesh.size  # the padding fills up what does not split evenly
-    for batch in feed.evaluation_batches(batch_size):
-        sums += evaluate_step(state, batch)
-    values = {**sums.averages(), "num_examples": int(sums.examples)}
-    return values | ({"skipped": feed.skipped_test} if feed.skipped_test else {})
-
-
 @jax.jit
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no array of `tree` holds a NaN or an infinity."""
@@ -299,7 +284,10 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
 @jax.jit
 def _masks(state: TrainState) -> dict[str, Bool[Array, "..."]]:
-    return wiring(state.model())
+    def masks(state: TrainState) -> dict[str, Array]:
+        return wiring(state.model())
+
+    return jax.vmap(masks)(state) if state.step.ndim else masks(state)
 
 
 def _dispatch_size(seconds_per_step: float) -> int:

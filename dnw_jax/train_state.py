@@ -149,10 +149,17 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, F
 
 @jax.jit
 def evaluate_step(state: TrainState, batch: Batch) -> Sums:
-    """Sums over `batch` in evaluation mode; where `batch["mask"]` is false nothing counts."""
-    logits = state.model()(batch["image"], train=False)
-    losses = cross_entropy(logits, batch["label"])
-    return Sums.of(losses, logits, batch["label"], batch.get("mask"))
+    """Sums over `batch` in evaluation mode; where `batch["mask"]` is false nothing counts.
+
+    Of a state of several seeds (`replicas.stacked`): those of each.
+    """
+
+    def evaluate(state: TrainState) -> Sums:
+        logits = state.model()(batch["image"], train=False)
+        losses = cross_entropy(logits, batch["label"])
+        return Sums.of(losses, logits, batch["label"], batch.get("mask"))
+
+    return jax.vmap(evaluate)(state) if state.step.ndim else evaluate(state)
 
 
 def _with_rules_advanced(state: TrainState) -> TrainState:

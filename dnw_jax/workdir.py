@@ -30,7 +30,7 @@ MODEL = ("model.", "dataset.num_channels", "dataset.num_classes", "ema.decay")
 # How a model is run: no checkpoint knows of it.
 NOT_MODEL = ("model.solver.",)
 # What a run is made of besides: with another of these it would not be the same run.
-RUN = (*MODEL, "seed", "batch_size", "dtype", "dataset.name", "dataset.image_size")
+RUN = (*MODEL, "seed", "num_seeds", "batch_size", "dtype", "dataset.name", "dataset.image_size")
 
 
 def load(workdir: str | Path, step: int | str = "last") -> tuple[nnx.Module, ConfigDict]:
@@ -52,6 +52,11 @@ def load_state(
 ) -> tuple[TrainState, ConfigDict]:
     """As `load`, but with all that training carries; `config`: of the same model, run otherwise."""
     config = config or load_config(f"{workdir}/{CONFIG}")
+    if config.num_seeds > 1:
+        raise UserError(
+            f"{workdir} holds {config.num_seeds} seeds: name one of them, for instance "
+            f"{workdir}/seed_{config.seed}"
+        )
     # The optimizer's arrays are the same whatever the length of the run.
     state = create_train_state(config, build_model(config), steps_per_epoch=1)
     with Checkpoints(Path(workdir) / CHECKPOINTS, config.checkpoint.keep) as checkpoints:

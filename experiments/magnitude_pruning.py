@@ -13,8 +13,8 @@ from pathlib import Path
 
 import dnw_jax
 from dnw_jax import devices, workdir
+from dnw_jax.evaluate import evaluate_all
 from dnw_jax.feed import open_feed
-from dnw_jax.train import evaluate_all
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pruned, _ = sparsifier.apply(state.params, sparsifier.init(state.params))
     for name, params in (("dense", state.params), ("pruned", pruned)):
         replicated = devices.replicate(dataclasses.replace(state, params=params), mesh)
-        values = evaluate_all(replicated, feed, config.batch_size, mesh)
+        (values,) = evaluate_all(replicated, feed, config.batch_size, mesh)
         print(f"{name}: test accuracy {values['accuracy']:.2%}, test loss {values['loss']:.4f}")
 
 

@@ -46,25 +46,40 @@ MAY_IMPORT = {
     "deploy": {"deploy", "models", "graphs"} | BASE,
     "plan": {"train_state"} | BASE,
     "report": {"checkpoint", "deploy", "plan", "train_state", "workdir"},
+    "replicas": {
+        "checkpoint",
+        "metrics",
+        "models",
+        "plan",
+        "show",
+        "train_state",
+        "workdir",
+        "writers",
+    }
+    | BASE,
+    "evaluate": {"devices", "feed", "metrics", "replicas", "report", "train_state", "workdir"}
+    | BASE,
     "train": {
         "checkpoint",
         "data",
         "devices",
+        "evaluate",
         "feed",
         "interrupts",
         "metrics",
         "models",
         "optimizer",
         "plan",
+        "replicas",
         "report",
-        "show",
         "train_state",
         "warm_start",
         "workdir",
         "writers",
     }
     | BASE,
-    "main": {"train"} | BASE,
+    "compiled": set(),
+    "main": {"compiled", "evaluate", "train"} | BASE,
 }
 STDLIB = set(sys.stdlib_module_names)
 OTHERS = {

@@ -27,9 +27,10 @@ from small_runs import (
 import dnw_jax
 from dnw_jax import data, devices
 from dnw_jax.config import from_json
+from dnw_jax.evaluate import evaluate_all
 from dnw_jax.feed import ImageFeed
 from dnw_jax.main import main
-from dnw_jax.train import TrainState, create_train_state, evaluate_all, evaluate_step, train_step
+from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
 from dnw_jax.train_state import random_key
 from dnw_jax.workdir import load_state
 
@@ -197,7 +198,7 @@ def test_evaluation_sees_every_example_once(trained: Path, batch_size: int) -> N
     split = data.load_split(config.dataset, "test")
     on_device = data.DeviceSplit.of(split, config.dataset)
     mesh = devices.data_mesh()
-    values = evaluate_all(state, ImageFeed(config, mesh, None, on_device), batch_size, mesh)
+    (values,) = evaluate_all(state, ImageFeed(config, mesh, None, on_device), batch_size, mesh)
     loss, accuracy = averages(state.model(), split)
     np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(values["accuracy"], accuracy, rtol=1e-6)

@@ -1,0 +1,77 @@
+"""Evaluation over every test example, of a state or of a workdir's checkpoint."""
+
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dnw_jax import devices, replicas
+from dnw_jax import workdir as layout
+from dnw_jax.config import validate
+from dnw_jax.feed import Feed, open_feed
+from dnw_jax.metrics import Sums
+from dnw_jax.report import profiles, said, tell_changes
+from dnw_jax.train_state import TrainState, evaluate_step
+
+
+def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
+    """Evaluates a checkpoint of `workdir` on every test example; prints and notes the result.
+
+    Of several seeds each, and then their means and standard deviations.
+
+    Args:
+      config: of the same model; it may name other data or another batch size than the run's own.
+      workdir: of the run.
+      step: as in `dnw_jax.load`.
+
+    Raises:
+      UserError: as `dnw_jax.load`, and if the data are missing or `config` is of another model.
+    """
+    validate(config)
+    workdir, mesh = Path(workdir), devices.data_mesh()
+    changed = layout.changes(workdir, config)
+    tell_changes("not as trained (trained != now)", changed)
+    feed = open_feed(config, mesh, train=False)
+    results, own = [], replicas.places(config, workdir)
+    for place, each in zip(own, replicas.recipes(config), strict=True):
+        state, _ = layout.load_state(place, step, each)
+        (values,) = evaluate_all(devices.replicate(state, mesh), feed, config.batch_size, mesh)
+        name = f"{place.name}, " if len(own) > 1 else ""
+        count = values["num_examples"]
+        print(f"{name}step {int(state.step)}: test {said(values)} over {count} examples")
+        results.append({**values, "step": int(state.step), "changed": changed})
+        layout.write_evaluation(place, results[-1])
+    if len(own) == 1:
+        return values
+    means = replicas.means_and_deviations(results, [place.name for place in own])
+    print(f"mean and standard deviation: test {said(means)}")
+    layout.write_evaluation(workdir, {**means, "changed": changed})
+    return means
+
+
+def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
+    """Prints what the network of a checkpoint costs; arguments and errors as those of `evaluate`.
+
+    MobileNetV1-like chains also as the published code counts them.
+    """
+    validate(config)
+    layout.changes(Path(workdir), config)
+    state, _ = layout.load_state(workdir, step, config)
+    print(f"step {int(state.step)}, one image of {config.dataset.image_size} pixels a side:")
+    for line in profiles(state.model(), config):
+        print(line)
+
+
+def evaluate_all(
+    state: TrainState, feed: Feed, batch_size: int, mesh: Mesh
+) -> list[dict[str, float]]:
+    """Of each seed averages over every test example and `num_examples`, whatever the batch size."""
+    sums = Sums.zero(state.step.shape)
+    batch_size += -batch_size % mesh.size  # the padding fills up what does not split evenly
+    for batch in feed.evaluation_batches(batch_size):
+        sums += evaluate_step(state, batch)
+    skipped = {"skipped": feed.skipped_test} if feed.skipped_test else {}
+    return [
+        {**own.averages(), "num_examples": int(own.examples), **skipped}
+        for own in replicas.parted(sums, state.step.size)
+    ]

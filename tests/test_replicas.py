@@ -1,0 +1,103 @@
+"""Several seeds trained side by side."""
+
+import json
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+from small_runs import arguments, arrays, assert_same_bits, checkpoint_steps, rows, run, unoptimised
+
+import dnw_jax
+from dnw_jax.errors import UserError
+from dnw_jax.main import main
+
+SEEDS = {"num_seeds": "3", "seed": "4", "checkpoint__every_steps": "5"}
+FOLDERS = ("seed_4", "seed_5", "seed_6")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    with unoptimised():
+        yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of three seeds, ten steps."""
+    folder = tmp_path_factory.mktemp("seeds")
+    run(folder, **SEEDS)
+    return folder
+
+
+@pytest.mark.parametrize("seed", [4, 5, 6])
+def test_a_seed_is_the_run_of_that_seed(workdir: Path, tmp_path: Path, seed: int) -> None:
+    run(tmp_path, seed=str(seed))
+    together, alone = arrays(workdir / f"seed_{seed}", 10), arrays(tmp_path, 10)
+    assert together.keys() == alone.keys()
+    for name, array in alone.items():
+        np.testing.assert_allclose(together[name], array, rtol=0, atol=1e-4, err_msg=name)
+
+
+def test_each_seed_has_an_ordinary_workdir(workdir: Path) -> None:
+    weights = []
+    for folder in FOLDERS:
+        model, config = dnw_jax.load(workdir / folder)
+        assert (config.seed, config.num_seeds) == (int(folder[-1]), 1)
+        weights.append(np.asarray(model.graph.edges.weight[...]))
+        assert [row["step"] for row in rows(workdir / folder, "test")] == [10]
+        assert list((workdir / folder / "wiring").glob("*.png"))
+    assert not np.allclose(weights[0], weights[1])
+
+
+def test_means_and_deviations_over_the_seeds(workdir: Path) -> None:
+    of_seeds = [rows(workdir / folder) for folder in FOLDERS]
+    for means, *each in zip(rows(workdir), *of_seeds, strict=True):
+        assert {row["split"] for row in each} == {means["split"]}
+        for metric in ("loss", "accuracy"):
+            values = [row[metric] for row in each]
+            assert means[metric] == pytest.approx(mean(values))
+            assert means[f"{metric}_std"] == pytest.approx(stdev(values))
+            assert [means[f"{metric}/{folder}"] for folder in FOLDERS] == values
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["accuracy_std"] == rows(workdir, "test")[-1]["accuracy_std"]
+
+
+def test_evaluation_of_all_seeds(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--mode=evaluate", f"--workdir={workdir}"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{folder}, step 10: test loss" in out for folder in FOLDERS)
+    means = rows(workdir, "test")[-1]
+    assert f"accuracy {means['accuracy']:.2%} ± {means['accuracy_std']:.2%}" in out
+
+
+def test_a_workdir_of_seeds_is_no_single_model(workdir: Path) -> None:
+    with pytest.raises(UserError, match=r"holds 3 seeds: name one of them, .*seed_4"):
+        dnw_jax.load(workdir)
+
+
+def test_resume_from_the_last_step_that_all_seeds_have(workdir: Path, tmp_path: Path) -> None:
+    shutil.copytree(workdir, tmp_path / "killed")
+    # As a kill leaves it between two saves: the last seed lacks the last checkpoint.
+    shutil.rmtree(tmp_path / "killed" / "seed_6" / "checkpoints" / "10")
+    run(tmp_path / "killed", **SEEDS, num_steps="15")
+    run(tmp_path / "whole", **SEEDS, num_steps="15")
+    for folder in FOLDERS:
+        assert 15 in checkpoint_steps(tmp_path / "killed" / folder)
+        assert_same_bits(*(arrays(tmp_path / name / folder, 15) for name in ("killed", "whole")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("checkpoint__keep", "1", "checkpoint.keep must be at least 2"),
+        ("seed", str(2**32 - 1), "seed + num_seeds must be at most"),
+        ("num_seeds", "0", "num_seeds = 0: must be an integer >= 1"),
+    ],
+)
+def test_settings_that_cannot_be(
+    field: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, **(SEEDS | {field: value}))) == 2
+    assert message in capsys.readouterr().err
