@@ -6,6 +6,7 @@ Both make updates and evaluation batches; the loop does not know which it has.
 import contextlib
 import functools
 import itertools
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,10 +36,12 @@ class Feed(Protocol):
     Attributes:
       skipped: damaged training examples that others stood for, since this start.
       skipped_test: damaged test examples in the last evaluation.
+      waited: seconds, at most, in which the devices had nothing to do but wait for a batch.
     """
 
     skipped: int
     skipped_test: int
+    waited: float
 
     @property
     def num_examples(self) -> int:
@@ -77,6 +80,7 @@ class ImageFeed:
     test: data.DeviceSplit
     skipped: int = 0
     skipped_test: int = 0
+    waited: float = 0.0
 
     @classmethod
     def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "ImageFeed":
@@ -164,6 +168,7 @@ class PhotographFeed:
     test: data.Photographs
     skipped: int = 0
     skipped_test: int = 0
+    waited: float = 0.0
     _reader: Generator[tuple[Batch, int]] | None = None
     _batches: Iterator[tuple[Batch, int]] | None = None
     _program: Any = None
@@ -191,7 +196,11 @@ class PhotographFeed:
             self._program = _train_on.lower(state, sums, first[0]).compile()
         assert self._batches is not None
         for _ in range(count):
+            started = time.perf_counter()
             batch, skipped = next(self._batches)
+            # The last update was done before this batch was there.
+            if sums.loss.is_ready():  # type: ignore[attr-defined]
+                self.waited += time.perf_counter() - started
             state, sums = self._program(state, sums, batch)
             self.skipped += skipped
         return state, sums

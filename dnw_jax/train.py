@@ -188,6 +188,9 @@ class Run:
         }
         if self.feed.skipped:
             more["skipped"] = self.feed.skipped
+        if self.feed.waited:
+            more["input_wait"] = round(self.feed.waited / seconds, 4)
+            self.feed.waited = 0.0
         parts = (self._parted(tree) for tree in (sums, before, masks))
         values = [
             seed.log(step, own, more, *own_masks)
