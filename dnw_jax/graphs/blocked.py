@@ -4,8 +4,10 @@ import functools
 import itertools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import Rule
@@ -72,19 +74,49 @@ class BlockedGraph(nnx.Module):
         first_column = ends[-1] - weights.shape[1]
         # A product for each pair of blocks: one for each source would have to be taken apart, and
         # one growing state copied at each block.
+        cuts = [
+            (source.start, source.stop, target.start - first_column, target.stop - first_column)
+            for index, target in enumerate(blocks)
+            for source in blocks[:index]
+        ]
+        if self.inner_outputs is not None:
+            cuts.append((ends[-2], ends[-1], weights.shape[1] - self.inner_outputs, ends[-1]))
+        edges = iter(_parts(tuple(cuts), weights))
         state, fired = inputs, []
         for index, block in enumerate(blocks[:-1]):
             stride = self.stride if index == 0 else 1
             fired.append(self.nodes.fire(state, block, train=train, stride=stride))
-            target = slice(block.stop - first_column, blocks[index + 1].stop - first_column)
-            pairs = zip(fired, blocks, strict=False)
-            state = functools.reduce(jnp.add, (sent @ weights[own, target] for sent, own in pairs))
+            state = functools.reduce(jnp.add, [sent @ next(edges) for sent in fired])
         rows, columns = pixels
         if self.inner_outputs is None:
             return state[:, rows, columns]
-        read = slice(-self.inner_outputs, None)
         last = self.nodes.fire(state, blocks[-1], train=train)[:, rows, columns]
-        return state[:, rows, columns, read] + last @ weights[blocks[-1], read]
+        return state[:, rows, columns, -self.inner_outputs :] + last @ next(edges)
+
+
+Cuts = tuple[tuple[int, int, int, int], ...]  # rows from, to, columns from, to; apart
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _parts(cuts: Cuts, matrix: Array) -> list[Array]:
+    """Rectangles of a matrix.
+
+    Their cotangents are written where they belong; autodiff would add up as many whole matrices.
+    """
+    return [matrix[top:bottom, left:right] for top, bottom, left, right in cuts]
+
+
+def _parts_forward(cuts: Cuts, matrix: Array) -> tuple[list[Array], Array]:
+    return _parts(cuts, matrix), jnp.zeros_like(matrix)
+
+
+def _parts_backward(cuts: Cuts, zeros: Array, cotangents: list[Array]) -> tuple[Array]:
+    for (top, _, left, _), cotangent in zip(cuts, cotangents, strict=True):
+        zeros = lax.dynamic_update_slice(zeros, cotangent, (top, left))
+    return (zeros,)
+
+
+_parts.defvjp(_parts_forward, _parts_backward)
 
 
 def edge_matrix_shape(block_sizes: Sequence[int], inner_outputs: int | None) -> tuple[int, int]:

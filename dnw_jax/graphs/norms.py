@@ -114,18 +114,28 @@ def _batch_norm_backward(
     planes, scale, mean, var, out = lax.optimization_barrier(residuals)
     cotangent, factor = cotangents[0], lax.rsqrt(var + _EPSILON)
 
-    def passed_and_standardised() -> tuple[Array, Array]:
-        # Anew for each use: what is shared is written to memory and read again.
-        x, y, g = lax.optimization_barrier((planes, out, cotangent))
-        passed = _through_relu(y, g, rectify).astype(jnp.float32)
-        return passed, (x.astype(jnp.float32) - mean) * factor
+    def passed_and_standardised(
+        planes: Array, out: Array, cotangent: Array, mean: Array, factor: Array
+    ) -> tuple[Array, Array]:
+        passed = _through_relu(out, cotangent, rectify).astype(jnp.float32)
+        return passed, (planes.astype(jnp.float32) - mean) * factor
 
-    to_bias = jnp.sum(passed_and_standardised()[0], _BATCH_AND_PIXELS)
-    to_scale = jnp.sum(jnp.multiply(*passed_and_standardised()), _BATCH_AND_PIXELS)
-    passed, standardised = passed_and_standardised()
+    def centred(mean_passed: Array, mean_slope: Array, scale: Array, *large: Array) -> Array:
+        passed, standardised = passed_and_standardised(*large)
+        centred = passed - mean_passed - standardised * mean_slope
+        return (centred * scale).astype(planes.dtype)
+
+    # Anew for each use: what is shared is written to memory and read again.
+    large, again = (
+        lax.optimization_barrier((planes, out, cotangent, mean, factor)) for _ in range(2)
+    )
+    to_bias = jnp.sum(passed_and_standardised(*large)[0], _BATCH_AND_PIXELS)
+    to_scale = jnp.sum(jnp.multiply(*passed_and_standardised(*again)), _BATCH_AND_PIXELS)
     count = planes[..., 0].size
-    centred = passed - to_bias / count - standardised * (to_scale / count)
-    return (centred * (scale * factor)).astype(planes.dtype), to_scale, to_bias
+    means = to_bias / count, to_scale / count
+    # Written once: a product with the transposed gradient would compute it in a slow order.
+    to_planes = materialised(centred, *means, scale * factor, *large)
+    return to_planes, to_scale, to_bias
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
