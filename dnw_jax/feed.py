@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from dnw_jax import data, devices
 from dnw_jax.data.facts import Statistics
 from dnw_jax.metrics import Sums
-from dnw_jax.train_state import TrainState, random_key, update
+from dnw_jax.train_state import TrainState, of_each_seed, random_key, update
 
 # Steps that one program is made for; it makes any smaller number too.
 MAX_STEPS = 128
@@ -147,7 +147,7 @@ def train_steps(
         state, new_sums = update(state, split.train_batch(row, positions, key))
         return state, sums + new_sums
 
-    all_seeds = jax.vmap(one) if state.step.ndim else one
+    all_seeds = of_each_seed(one, state)
     return lax.fori_loop(
         0, count, lambda row, carry: all_seeds(carry[0], carry[1], indices[row]), (state, sums)
     )

@@ -30,7 +30,13 @@ from dnw_jax.optimizer import learning_rate_schedule
 from dnw_jax.plan import Plan
 from dnw_jax.replicas import Replica
 from dnw_jax.report import announce, conclude, said
-from dnw_jax.train_state import TrainState, create_train_state, evaluate_step, train_step
+from dnw_jax.train_state import (
+    TrainState,
+    create_train_state,
+    evaluate_step,
+    of_each_seed,
+    train_step,
+)
 from dnw_jax.warm_start import warm_start
 from dnw_jax.writers import Progress, Writer
 
@@ -290,7 +296,7 @@ def _masks(state: TrainState) -> dict[str, Bool[Array, "..."]]:
     def masks(state: TrainState) -> dict[str, Array]:
         return wiring(state.model())
 
-    return jax.vmap(masks)(state) if state.step.ndim else masks(state)
+    return of_each_seed(masks, state)(state)
 
 
 def _dispatch_size(seconds_per_step: float) -> int:

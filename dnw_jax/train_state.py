@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -159,7 +160,12 @@ def evaluate_step(state: TrainState, batch: Batch) -> Sums:
         losses = cross_entropy(logits, batch["label"])
         return Sums.of(losses, logits, batch["label"], batch.get("mask"))
 
-    return jax.vmap(evaluate)(state) if state.step.ndim else evaluate(state)
+    return of_each_seed(evaluate, state)(state)
+
+
+def of_each_seed(function: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
+    """`function`, mapped over the seeds if `state` is one of several (`replicas.stacked`)."""
+    return jax.vmap(function) if state.step.ndim else function
 
 
 def _with_rules_advanced(state: TrainState) -> TrainState:

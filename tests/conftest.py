@@ -36,3 +36,16 @@ def _forget_compiled_programs() -> Iterator[None]:
     """After each file: each program takes memory maps, of which Linux gives a process 65,530."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Compiles in half the time, to slower code: for tests that only need it to be right."""
+    name = "jax_disable_most_optimizations"
+    jax.config.update(name, True)
+    os.environ[name.upper()] = "1"  # for the processes that a test starts
+    yield
+    jax.config.update(name, False)
+    del os.environ[name.upper()]
+    # Else later tests would run some of that code, and their last bits would differ.
+    jax.clear_caches()

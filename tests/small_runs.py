@@ -1,13 +1,11 @@
 """Runs that a test can afford: 512 synthetic images of 8x8 pixels, a graph of 24 nodes."""
 
 import atexit
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +47,6 @@ SMALL = {
     "model.sparsity": "0.5",
     "schedule.name": "constant",
 }
-
-
-@contextlib.contextmanager
-def unoptimised() -> Iterator[None]:
-    """Compiles in half the time, to slower code: for tests that only need it to be right."""
-    name = "jax_disable_most_optimizations"
-    jax.config.update(name, True)
-    os.environ[name.upper()] = "1"
-    yield
-    jax.config.update(name, False)
-    del os.environ[name.upper()]
-    # Else later tests would run some of that code, and their last bits would differ.
-    jax.clear_caches()
 
 
 def small_config(**overrides: str) -> ConfigDict:

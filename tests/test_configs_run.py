@@ -1,11 +1,10 @@
 """Every configuration file, wiring and rule takes a step through `main`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import ROOT, checkpoint_steps, rows, run, unoptimised
+from small_runs import ROOT, checkpoint_steps, rows, run
 
 from dnw_jax.main import main
 
@@ -14,10 +13,7 @@ TINY = ("cifar10_tiny", "mnist_tiny")
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with unoptimised():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def flags(fields: list[str]) -> list[str]:

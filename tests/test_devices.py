@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from small_runs import ROOT, checkpoint_steps, rows, run, unoptimised
+from small_runs import ROOT, checkpoint_steps, rows, run
 
 WIRINGS = ("static", "continuous")
 FIELDS = {"num_steps": "3", "log__every_steps": "1"}
@@ -32,10 +31,7 @@ for mode in ("train", "evaluate"):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with unoptimised():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from small_runs import arguments, arrays, assert_same_bits, checkpoint_steps, rows, run, unoptimised
+from small_runs import arguments, arrays, assert_same_bits, checkpoint_steps, rows, run
 
 import dnw_jax
 from dnw_jax.errors import UserError
@@ -17,10 +17,7 @@ SEEDS = {"num_seeds": "3", "seed": "4", "checkpoint__every_steps": "5"}
 FOLDERS = ("seed_4", "seed_5", "seed_6")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with unoptimised():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

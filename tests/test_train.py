@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from small_runs import (
     rows,
     run,
     small_config,
-    unoptimised,
 )
 
 import dnw_jax
@@ -48,10 +46,7 @@ SPOILT = TRAINED | {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with unoptimised():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Runs that start from another run's weights, and rules that change while a run goes on."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import arguments, arrays, checkpoint_steps, rows, run, unoptimised
+from small_runs import arguments, arrays, checkpoint_steps, rows, run
 
 import dnw_jax
 from dnw_jax.main import main
@@ -14,10 +13,7 @@ from dnw_jax.main import main
 STEPS = {"num_steps": "6", "evaluate__every_steps": "2", "checkpoint__keep": "1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with unoptimised():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

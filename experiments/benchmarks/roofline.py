@@ -46,7 +46,6 @@ def _fastest(program: Callable[..., jax.Array], operand: jax.Array) -> float:
     best = float("inf")
     for _ in range(10):
         start = time.perf_counter()
-
         operand = jax.block_until_ready(program(operand))  # of the same shape
         best = min(best, time.perf_counter() - start)
     return best
