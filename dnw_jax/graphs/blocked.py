@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
 from dnw_jax.graphs.nodes import EVERY_PIXEL, FiringNodes
+from dnw_jax.graphs.send import send
 
 
 class BlockedGraph(nnx.Module):
@@ -86,12 +87,12 @@ class BlockedGraph(nnx.Module):
         for index, block in enumerate(blocks[:-1]):
             stride = self.stride if index == 0 else 1
             fired.append(self.nodes.fire(state, block, train=train, stride=stride))
-            state = functools.reduce(jnp.add, [sent @ next(edges) for sent in fired])
+            state = functools.reduce(jnp.add, [send(each, next(edges)) for each in fired])
         rows, columns = pixels
         if self.inner_outputs is None:
             return state[:, rows, columns]
         last = self.nodes.fire(state, blocks[-1], train=train)[:, rows, columns]
-        return state[:, rows, columns, -self.inner_outputs :] + last @ next(edges)
+        return state[:, rows, columns, -self.inner_outputs :] + send(last, next(edges))
 
 
 Cuts = tuple[tuple[int, int, int, int], ...]  # rows from, to, columns from, to; apart

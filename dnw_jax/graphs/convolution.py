@@ -13,6 +13,8 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
+from dnw_jax.graphs.send import send
+
 
 def convolution(
     planes: Float[Array, "batch height width inputs"],
@@ -22,7 +24,7 @@ def convolution(
 ) -> Float[Array, "batch out_height out_width outputs"]:
     """Cross-correlates, with `padding` zeros on all four sides, every `stride` pixels."""
     if kernel.shape[:2] == (1, 1) and padding == 0:
-        return planes[:, ::stride, ::stride] @ kernel[0, 0]
+        return send(planes[:, ::stride, ::stride], kernel[0, 0])
     return _convolve(planes, kernel, stride, padding)
 
 

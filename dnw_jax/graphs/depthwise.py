@@ -30,7 +30,12 @@ def depthwise_conv3x3(
 
     The output has `ceil(height / stride)` rows and `ceil(width / stride)` columns.
     """
-    return _correlate(planes, kernel)[:, ::stride, ::stride]
+
+    def convolve(planes: Array, kernel: Array) -> Array:
+        return _correlate(planes, kernel)[:, ::stride, ::stride]
+
+    # Kept out of what uses it: a transposing product would compute it in a slow order.
+    return materialised(convolve, planes, kernel)
 
 
 def _correlate(planes: Array, kernel: Array) -> Array:
@@ -55,8 +60,11 @@ def _backward(stride: int, residuals: tuple[Array, Array], cotangent: Array) -> 
     planes, kernel = residuals
     if stride > 1:
         cotangent = _dilate(cotangent, stride, planes.shape[1:3])
-    cotangent = materialised(lambda a: a, cotangent)
-    return _correlate(cotangent, kernel[::-1, ::-1]), _kernel_gradient(planes, cotangent)
+
+    def gradients(planes: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        return _correlate(cotangent, kernel[::-1, ::-1]), _kernel_gradient(planes, cotangent)
+
+    return materialised(gradients, planes, kernel, cotangent)
 
 
 def _dilate(planes: Array, stride: int, size: tuple[int, ...]) -> Array:

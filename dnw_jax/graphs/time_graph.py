@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
 from dnw_jax.graphs.nodes import EVERY_NODE, EVERY_PIXEL, Nodes, NodeValues
+from dnw_jax.graphs.send import send
 
 
 def update(
@@ -23,7 +24,7 @@ def update(
 
     With `rectify` the new states are rectified, too.
     """
-    signal = nodes.of(sources).convolve(active) @ weights[sources, targets]
+    signal = send(nodes.of(sources).convolve(active), weights[sources, targets])
     return nodes.of(targets).normalise(signal, rectify=rectify)
 
 

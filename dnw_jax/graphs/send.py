@@ -1,0 +1,29 @@
+"""The signal that planes send along edges: a product, with the gradient that is fast on CPU."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_BATCH_AND_PIXELS = (0, 1, 2)
+
+
+@jax.custom_vjp
+def send(
+    planes: Float[Array, "batch height width sources"], weights: Float[Array, "sources targets"]
+) -> Float[Array, "batch height width targets"]:
+    """What each target receives: the sum of all planes, weighted by the edges that lead to it."""
+    return planes @ weights
+
+
+def _forward(planes: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
+    return send(planes, weights), (planes, weights)
+
+
+def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    planes, weights = residuals
+    # Autodiff would make the transposed gradient, for which XLA:CPU has a kernel half as fast.
+    to_weights = jnp.tensordot(planes, cotangent, (_BATCH_AND_PIXELS, _BATCH_AND_PIXELS))
+    return cotangent @ weights.T, to_weights
+
+
+send.defvjp(_forward, _backward)
