@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from dnw_jax.graphs.evolution import Evolution, evolve
 from dnw_jax.graphs.nodes import NodeValues
 from dnw_jax.graphs.runge_kutta import Method
-from dnw_jax.graphs.time_graph import update
+from dnw_jax.graphs.send import send
 
 SOLVERS: Mapping[str, Method] = MappingProxyType(
     {
@@ -78,7 +78,10 @@ class ContinuousTime:
         return evolve(how, start, (nodes, weights)).astype(inputs.dtype)
 
 
-def field(active: Array, args: tuple[NodeValues, Array]) -> Array:
-    """f(W Z) of rectified states, in the precision of the weights."""
+def field(
+    active: Array, args: tuple[NodeValues, Array], received: Array | None = None
+) -> tuple[Array, Array]:
+    """f(W Z) of rectified states, in the precision of the weights, and W Z, for a second pass."""
     nodes, weights = args
-    return update(active.astype(weights.dtype), nodes, weights).astype(active.dtype)
+    received = send(nodes.convolve(active.astype(weights.dtype)), weights, received)
+    return nodes.normalise(received).astype(active.dtype), received

@@ -6,13 +6,14 @@ an order. A window of 1x1 is a matrix product, which is fast everywhere.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 from jaxtyping import Array, Float
 
+from dnw_jax.graphs.materialise import barrier
 from dnw_jax.graphs.send import send
 
 
@@ -73,24 +74,23 @@ def _backward(
     return lax.platform_dependent(
         *residuals,
         cotangent,
-        cpu=functools.partial(_gradients_in_order, stride=stride, padding=padding),
-        default=functools.partial(_gradients_of_autodiff, stride=stride, padding=padding),
+        cpu=functools.partial(_gradients, stride=stride, padding=padding, keep=barrier),
+        default=functools.partial(_gradients, stride=stride, padding=padding, keep=lambda a: a),
     )
 
 
-def _gradients_of_autodiff(
-    planes: Array, kernel: Array, cotangent: Array, *, stride: int, padding: int
+def _gradients(
+    planes: Array,
+    kernel: Array,
+    cotangent: Array,
+    *,
+    stride: int,
+    padding: int,
+    keep: Callable[[Any], Any],
 ) -> tuple[Array, Array]:
-    _, pull = jax.vjp(lambda x, k: _correlate(x, k, stride, padding), planes, kernel)
-    return pull(cotangent)
-
-
-def _gradients_in_order(
-    planes: Array, kernel: Array, cotangent: Array, *, stride: int, padding: int
-) -> tuple[Array, Array]:
-    """Both as convolutions in the fast order; barriers keep XLA from folding the transposes in."""
+    """Both as convolutions; `keep` may keep XLA from folding the transposes into them."""
     sizes = list(zip(planes.shape[1:3], cotangent.shape[1:3], kernel.shape[:2], strict=True))
-    flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    flipped = keep(kernel[::-1, ::-1].swapaxes(2, 3))
     ends = [
         (window - 1 - padding, size + padding - 1 - (out - 1) * stride)
         for size, out, window in sizes
@@ -99,14 +99,12 @@ def _gradients_in_order(
         cotangent, flipped, (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=_ORDER
     )
     # Images and channels change places: what was summed over is now the channels.
-    by_input, by_pixel = lax.optimization_barrier(
-        (planes.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
-    )
+    by_input, by_pixel = keep((planes.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
     ends = [(padding, window + (out - 1) * stride - size - padding) for size, out, window in sizes]
     to_kernel = lax.conv_general_dilated(
         by_input, by_pixel, (1, 1), ends, rhs_dilation=(stride, stride), dimension_numbers=_ORDER
     )
-    return to_planes, lax.optimization_barrier(to_kernel).transpose(1, 2, 0, 3)
+    return to_planes, keep(to_kernel).transpose(1, 2, 0, 3)
 
 
 _convolve.defvjp(_forward, _backward)

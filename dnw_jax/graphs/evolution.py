@@ -1,12 +1,13 @@
 """The state at t = 1 of an ordinary differential equation, with adaptive or fixed steps.
 
 diffrax has such a loop for everybody; this one is for large states. Going backwards it makes each
-accepted step once more and pulls the cotangents through it: the field is evaluated twice forwards
-and once backwards, and memory is needed for one step and a few states. diffrax keeps the buffers of
-all stages at every checkpoint: three times as slow here, seven times the memory.
+accepted step once more and pulls the cotangents through it. What is costly in a step is saved, of a
+few steps; of the others it is computed again. diffrax keeps the buffers of all stages at every
+checkpoint: three times as slow here, with several times the memory.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +16,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dnw_jax.graphs.runge_kutta import Field, Method, Outputs, State, Step, Stepper, rectified_step
+from dnw_jax.graphs.runge_kutta import (
+    Field,
+    Known,
+    Method,
+    Outputs,
+    State,
+    Step,
+    Stepper,
+    rectified_step,
+)
 
 _END = 1.0
-_MAX_SAVED = 8
+_MAX_SAVED = 6
 _SAFETY, _MOST_SHRINKAGE, _MOST_GROWTH = 0.9, 0.2, 10.0
 
 
@@ -49,9 +59,10 @@ class Evolution:
 
 
 class _Progress(NamedTuple):
-    """How far a solution is, and of each accepted step what is needed to make it again.
+    """How far a solution is, and what is needed to make its steps again.
 
-    Of every `stride`-th step alone state and slope before it are saved; `owners`: whose a slot is.
+    Of each step when and how long it was; of some the state and the slope before it and what is
+    known of it: of every `stride`-th, and of others while there is room. `owners`: of which step.
     """
 
     time: Float[Array, ""]
@@ -64,6 +75,7 @@ class _Progress(NamedTuple):
     times: Float[Array, " max_steps"]
     lengths: Float[Array, " max_steps"]
     saved: Float[Array, "max_saved state_or_slope batch height width nodes"]
+    known: Float[Array, "max_saved evaluations batch height width nodes"]
     owners: Int[Array, " max_saved"]
     stride: Int[Array, ""]
 
@@ -79,24 +91,25 @@ def evolve(how: Evolution, start: State, args: Any) -> Outputs:
     `start` is Z(0), rectified already. Adaptive steps go past t = 1 and interpolate back. NaN if
     `max_steps` do not suffice. Step lengths are not differentiated.
     """
-    return _read(_solve(how, start, args))
+    return _read(_solve(how, start, args)[0])
 
 
 def _read(progress: _Progress) -> Array:
     return jnp.where(progress.done, progress.outputs, jnp.nan)
 
 
-def _solve(how: Evolution, start: State, args: Any) -> _Progress:
+def _solve(how: Evolution, start: State, args: Any) -> tuple[_Progress, Array]:
+    """The solution, and what is known of the field at `start`."""
     adaptive = how.step_size == 0
     num_saved, count = min(how.max_steps, _MAX_SAVED), jnp.int32
-    slope = how.field(start, args)
+    slope, known = how.field(start, args)
     first = first_step(how, start, slope, args) if adaptive else jnp.asarray(how.step_size)
 
     def advance(now: _Progress) -> _Progress:
         length = now.length if adaptive else jnp.minimum(now.length, _END - now.time)
         step = how.stepper.step(now.time, length, now.state, now.slope, args)
         accept, factor = _judged(how, now.state, step) if adaptive else (True, 1.0)
-        saved, owners, stride = _save(now)
+        slot, stride = _free_slot(now)
 
         def kept(new: Array, old: Array) -> Array:
             return jnp.where(accept, new, old)
@@ -114,12 +127,13 @@ def _solve(how: Evolution, start: State, args: Any) -> _Progress:
             accepted=now.accepted + jnp.asarray(accept, jnp.int32),
             times=now.times.at[now.accepted].set(now.time),
             lengths=now.lengths.at[now.accepted].set(length),
-            saved=saved,
-            owners=owners,
+            saved=_put(now.saved, slot, (now.state, now.slope)),
+            known=_put(now.known, slot, step.known),
+            owners=now.owners.at[slot].set(now.accepted),
             stride=stride,
         )
 
-    return lax.while_loop(
+    done = lax.while_loop(
         lambda now: ~now.done & (now.tries < how.max_steps) & jnp.isfinite(now.length),
         advance,
         _Progress(
@@ -133,10 +147,12 @@ def _solve(how: Evolution, start: State, args: Any) -> _Progress:
             times=jnp.zeros(how.max_steps),
             lengths=jnp.zeros(how.max_steps),
             saved=jnp.zeros((num_saved, 2, *start.shape), start.dtype),
+            known=jnp.zeros((num_saved, how.method.num_evaluations, *known.shape), known.dtype),
             owners=jnp.full(num_saved, -1),
             stride=count(1),
         ),
     )
+    return done, known
 
 
 def _judged(how: Evolution, state: State, step: Step) -> tuple[Bool[Array, ""], Float[Array, ""]]:
@@ -153,51 +169,61 @@ def _rms(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(jnp.square(x)))
 
 
-def _save(now: _Progress) -> tuple[Array, Array, Array]:
-    """Saves state and slope, if this step is due; twice as seldom once the slots are full."""
+def _free_slot(now: _Progress) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Where the next step may be saved, and the stride: twice as long once all slots are full."""
 
     def free(stride: Array) -> Array:
         return (now.owners < 0) | (now.owners % stride != 0) | (now.owners == now.accepted)
 
-    due = now.accepted % now.stride == 0
-    stride = jnp.where(due & ~jnp.any(free(now.stride)), 2 * now.stride, now.stride)
-    slot = jnp.argmax(free(stride))
-    due = now.accepted % stride == 0
-    saved = now.saved
-    for index, each in enumerate((now.state, now.slope)):
-        saved = saved.at[slot, index].set(jnp.where(due, each, saved[slot, index]))
-    return saved, now.owners.at[slot].set(jnp.where(due, now.accepted, now.owners[slot])), stride
+    stride = jnp.where(jnp.any(free(now.stride)), now.stride, 2 * now.stride)
+    return jnp.argmax(free(stride)), stride
+
+
+def _put(saved: Array, slot: Array, arrays: Sequence[Array]) -> Array:
+    for index, each in enumerate(arrays):
+        saved = saved.at[slot, index].set(each)
+    return saved
 
 
 def _evolve_forward(
     how: Evolution, start: State, args: Any
-) -> tuple[Array, tuple[_Progress, State, Any]]:
-    progress = _solve(how, start, args)
-    return _read(progress), (progress, start, args)
+) -> tuple[Array, tuple[_Progress, Array, State, Any]]:
+    progress, known = _solve(how, start, args)
+    return _read(progress), (progress, known, start, args)
 
 
 def _evolve_backward(
     how: Evolution,
-    residuals: tuple[_Progress, State, Any],
+    residuals: tuple[_Progress, Array, State, Any],
     cotangent: Array,
 ) -> tuple[State, Any]:
-    done, start, args = residuals
+    done, known_at_start, start, args = residuals
 
-    def again(index: Array, state: Array, slope: Array, args: Any) -> tuple[Array, Array, Array]:
+    def again(
+        index: Array, state: Array, slope: Array, args: Any, known: Known | None = None
+    ) -> Step:
         time, length = done.times[index], done.lengths[index]
-        return how.stepper.step(time, length, state, slope, args)[:3]
+        return how.stepper.step(time, length, state, slope, args, known=known)
 
-    def before(index: Array) -> tuple[Array, Array]:
-        saved = index - index % done.stride
-        state, slope = done.saved[jnp.argmax(done.owners == saved)]
-        return lax.fori_loop(
-            saved, index, lambda i, now: again(i, now[0], now[1], args)[:2], (state, slope)
+    def before(index: Array) -> tuple[Array, Array, Known]:
+        """State and slope before a step, and what is known of it."""
+        slot = jnp.argmax(jnp.where(done.owners <= index, done.owners, -1))
+        saved, (state, slope) = done.owners[slot], done.saved[slot]
+        state, slope = lax.fori_loop(
+            saved, index, lambda i, now: again(i, *now, args)[:2], (state, slope)
         )
+        known = lax.cond(
+            saved == index,
+            lambda: tuple(done.known[slot]),
+            lambda: again(index, state, slope, args).known,
+        )
+        return state, slope, known
 
     def pull(count: Array, carry: tuple[State, State, Any]) -> tuple[State, State, Any]:
         to_state, to_slope, to_args = carry
         index = done.accepted - 1 - count
-        _, pull_step = jax.vjp(functools.partial(again, index), *before(index), args)
+        state, slope, known = before(index)
+        _, pull_step = jax.vjp(lambda *at: again(index, *at, known)[:3], state, slope, args)
         to_outputs = jnp.where(count == 0, cotangent, 0)
         to_state, to_slope, more = pull_step((to_state, to_slope, to_outputs))
         return to_state, to_slope, jax.tree.map(jnp.add, to_args, more)
@@ -205,7 +231,7 @@ def _evolve_backward(
     nothing = jnp.zeros_like(start)
     carry = nothing, nothing, jax.tree.map(jnp.zeros_like, args)
     to_start, to_slope, to_args = lax.fori_loop(0, done.accepted, pull, carry)
-    _, pull_first_slope = jax.vjp(how.field, start, args)
+    _, pull_first_slope = jax.vjp(lambda *at: how.field(*at, known_at_start)[0], start, args)
     more_to_start, more_to_args = pull_first_slope(to_slope)
     return to_start + more_to_start, jax.tree.map(jnp.add, to_args, more_to_args)
 
@@ -218,7 +244,7 @@ def first_step(how: Evolution, start: State, slope: State, args: Any) -> Float[A
     scale = how.atol + jnp.abs(start) * how.rtol
     size, speed = _rms(start / scale), _rms(slope / scale)
     guess = jnp.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-    next_slope = how.field(rectified_step((1.0,), guess, start, (slope,)), args)
+    next_slope = how.field(rectified_step((1.0,), guess, start, (slope,)), args)[0]
     bend = _rms((next_slope - slope) / scale) / guess
     steepest = jnp.maximum(speed, bend)
     step = jnp.where(

@@ -1,14 +1,27 @@
 """Results that XLA:CPU writes to memory once, instead of computing them in each of their uses."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
 Results = TypeVar("Results")  # an array, or several
+
+
+@custom_vmap
+def barrier(arrays: Any) -> Any:
+    """`lax.optimization_barrier`, which `jax.vmap` refuses up to jax 0.8."""
+    return lax.optimization_barrier(arrays)
+
+
+@barrier.def_vmap
+def _barrier_of_all(axis_size: int, in_batched: list[Any], arrays: Any) -> tuple[Any, Any]:
+    del axis_size
+    return barrier(arrays), in_batched[0]
 
 
 def materialised(compute: Callable[..., Results], *operands: Array) -> Results:
@@ -27,7 +40,7 @@ def _behind_a_branch(compute: Callable[..., Results]) -> Callable[..., Results]:
             shapes = jax.eval_shape(compute, *operands)
             return jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
 
-        always = lax.optimization_barrier(jnp.bool_(True))
+        always = barrier(jnp.bool_(True))
         return lax.cond(always, compute, nothing, *operands)
 
     return branching

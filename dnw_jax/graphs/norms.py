@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.materialise import materialised
+from dnw_jax.graphs.materialise import barrier, materialised
 
 _EPSILON = 1e-5
 _PIXELS, _BATCH_AND_PIXELS = (1, 2), (0, 1, 2)
@@ -56,7 +56,7 @@ def _instance_norm_backward(
     def to_standardised(out: Array, cotangent: Array) -> Array:
         return _through_relu(out, cotangent, rectify).astype(jnp.float32)
 
-    planes, scale, out = lax.optimization_barrier(residuals)
+    planes, scale, out = barrier(residuals)
     values, passed = planes.astype(jnp.float32), to_standardised(out, cotangent)
     centred = values - jnp.mean(values, _PIXELS, keepdims=True)
     factor = lax.rsqrt(jnp.mean(jnp.square(centred), _PIXELS, keepdims=True) + _EPSILON)
@@ -64,10 +64,10 @@ def _instance_norm_backward(
     mean = jnp.mean(passed, _PIXELS, keepdims=True)
     slope = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
     to_planes = (passed - mean - standardised * slope) * scale * factor
-    planes, out, cotangent = lax.optimization_barrier((planes, out, cotangent))
+    planes, out, cotangent = barrier((planes, out, cotangent))
     standardised = _standardised(planes.astype(jnp.float32))
     to_scale = jnp.sum(to_standardised(out, cotangent) * standardised, _BATCH_AND_PIXELS)
-    out, cotangent = lax.optimization_barrier((out, cotangent))
+    out, cotangent = barrier((out, cotangent))
     to_bias = jnp.sum(to_standardised(out, cotangent), _BATCH_AND_PIXELS)
     return to_planes.astype(planes.dtype), to_scale, to_bias
 
@@ -87,7 +87,7 @@ def _batch_norm(
     """Normalised planes, and the mean and the variance of the batch (without gradient)."""
     values = planes.astype(jnp.float32)
     mean = jnp.mean(values, _BATCH_AND_PIXELS)
-    var = jnp.mean(jnp.square(lax.optimization_barrier(values) - mean), _BATCH_AND_PIXELS)
+    var = jnp.mean(jnp.square(barrier(values) - mean), _BATCH_AND_PIXELS)
     return _by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
 
 
@@ -111,7 +111,7 @@ def _batch_norm_forward(
 def _batch_norm_backward(
     rectify: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
-    planes, scale, mean, var, out = lax.optimization_barrier(residuals)
+    planes, scale, mean, var, out = barrier(residuals)
     cotangent, factor = cotangents[0], lax.rsqrt(var + _EPSILON)
 
     def passed_and_standardised(
@@ -126,9 +126,7 @@ def _batch_norm_backward(
         return (centred * scale).astype(planes.dtype)
 
     # Anew for each use: what is shared is written to memory and read again.
-    large, again = (
-        lax.optimization_barrier((planes, out, cotangent, mean, factor)) for _ in range(2)
-    )
+    large, again = (barrier((planes, out, cotangent, mean, factor)) for _ in range(2))
     to_bias = jnp.sum(passed_and_standardised(*large)[0], _BATCH_AND_PIXELS)
     to_scale = jnp.sum(jnp.multiply(*passed_and_standardised(*again)), _BATCH_AND_PIXELS)
     count = planes[..., 0].size

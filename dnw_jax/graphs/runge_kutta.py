@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 
 from dnw_jax.graphs.materialise import materialised
 
-# Of a rectified state and of what it depends on, `args`.
-Field = Callable[[Array, Any], Array]
+# dZ/dt of a rectified state and of what it depends on, `args`; with it what took the time: given
+# that as a third argument, a second pass need not compute it again.
+Field = Callable[..., tuple[Array, Array]]
+Known = tuple[Array, ...]  # at each evaluation of a step
 State = Float[Array, "batch height width nodes"]
 Outputs = Float[Array, "batch height width outputs"]
 
@@ -51,6 +53,11 @@ class Method:
         )
 
     @property
+    def num_evaluations(self) -> int:
+        """How often a step evaluates the field."""
+        return len(self.stages) + (not self.ends_with_next_slope)
+
+    @property
     def ends_with_next_slope(self) -> bool:
         """Whether the last stage is the end of the step ("first same as last")."""
         return bool(self.stages) and (*self.stages[-1], 0.0) == self.weights
@@ -61,12 +68,14 @@ class Step(NamedTuple):
 
     Attributes:
       outputs: some nodes as they were at `stop`, if the step goes past it, else at the end.
+      known: what the field need not compute again to make this step once more.
     """
 
     state: State
     slope: State
     outputs: Outputs
     error: State | Float[Array, ""]
+    known: Known
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,34 @@ class Stepper:
     outputs: slice
     stop: float
 
-    def step(self, time: Array, length: Array, state: State, slope: State, args: Any) -> Step:
-        """From `time` on, when the state has this `slope`; the field depends on `args`."""
-        slopes, end = [slope], state
+    def step(
+        self,
+        time: Array,
+        length: Array,
+        state: State,
+        slope: State,
+        args: Any,
+        *,
+        known: Known | None = None,
+    ) -> Step:
+        """From `time` on, when the state has this `slope`; the field depends on `args`.
+
+        With what is `known` of this step already, only its gradient takes time.
+        """
+        slopes, end, evaluated = [slope], state, []
+
+        def evaluate(state: State) -> State:
+            slope, costly = self.field(state, args, known and known[len(evaluated)])
+            evaluated.append(costly)
+            return slope
+
         for shares in self.method.stages:
             end = rectified_step(shares, length, state, tuple(slopes))
-            slopes.append(self.field(end, args))
+            slopes.append(evaluate(end))
         next_slope = slopes[-1]
         if not self.method.ends_with_next_slope:
             end = rectified_step(self.method.weights, length, state, tuple(slopes))
-            next_slope = self.field(end, args)
+            next_slope = evaluate(end)
         read = end[..., self.outputs]
         if self.method.interpolation is not None:
             pieces = jnp.stack([length * each[..., self.outputs] for each in slopes])
@@ -102,7 +129,7 @@ class Stepper:
         error = jnp.zeros(())
         if self.method.errors:
             error = length * _weighted(self.method.errors, slopes)
-        return Step(end, next_slope, read, error)
+        return Step(end, next_slope, read, error, tuple(evaluated))
 
 
 def _weighted(shares: Sequence[float], slopes: Sequence[Array]) -> Array:

@@ -9,21 +9,28 @@ _BATCH_AND_PIXELS = (0, 1, 2)
 
 @jax.custom_vjp
 def send(
-    planes: Float[Array, "batch height width sources"], weights: Float[Array, "sources targets"]
+    planes: Float[Array, "batch height width sources"],
+    weights: Float[Array, "sources targets"],
+    received: Float[Array, "batch height width targets"] | None = None,
 ) -> Float[Array, "batch height width targets"]:
-    """What each target receives: the sum of all planes, weighted by the edges that lead to it."""
-    return planes @ weights
+    """What each target receives: the sum of all planes, weighted by the edges that lead to it.
+
+    `received` is the result where it is known already: then only the gradient is still wanted.
+    """
+    return planes @ weights if received is None else received
 
 
-def _forward(planes: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return send(planes, weights), (planes, weights)
+def _forward(
+    planes: Array, weights: Array, received: Array | None
+) -> tuple[Array, tuple[Array, Array]]:
+    return send(planes, weights, received), (planes, weights)
 
 
-def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, None]:
     planes, weights = residuals
     # Autodiff would make the transposed gradient, for which XLA:CPU has a kernel half as fast.
     to_weights = jnp.tensordot(planes, cotangent, (_BATCH_AND_PIXELS, _BATCH_AND_PIXELS))
-    return cotangent @ weights.T, to_weights
+    return cotangent @ weights.T, to_weights, None
 
 
 send.defvjp(_forward, _backward)
