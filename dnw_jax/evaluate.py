@@ -11,7 +11,7 @@ from dnw_jax.config import validate
 from dnw_jax.feed import Feed, open_feed
 from dnw_jax.metrics import Sums
 from dnw_jax.report import profiles, said, tell_changes
-from dnw_jax.train_state import TrainState, evaluate_step
+from dnw_jax.train_state import TrainState, evaluate_step, settled
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
@@ -66,7 +66,7 @@ def evaluate_all(
     state: TrainState, feed: Feed, batch_size: int, mesh: Mesh
 ) -> list[dict[str, float]]:
     """Of each seed averages over every test example and `num_examples`, whatever the batch size."""
-    sums = Sums.zero(state.step.shape)
+    state, sums = settled(state), Sums.zero(state.step.shape)
     batch_size += -batch_size % mesh.size  # the padding fills up what does not split evenly
     for batch in feed.evaluation_batches(batch_size):
         sums += evaluate_step(state, batch)

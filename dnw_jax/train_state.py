@@ -149,6 +149,21 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, F
 
 
 @jax.jit
+def settled(state: TrainState) -> TrainState:
+    """A state to evaluate batch after batch: its edges are chosen already."""
+
+    def settle(state: TrainState) -> TrainState:
+        model = state.model()
+        for layer in edge_layers(model).values():
+            layer.settle()
+        graphdef, params, variables = split(model)
+        trained = {"graphdef": graphdef, "params": params, "variables": variables}
+        return dataclasses.replace(state, **trained, opt_state=(), average=None)
+
+    return of_each_seed(settle, state)(state)
+
+
+@jax.jit
 def evaluate_step(state: TrainState, batch: Batch) -> Sums:
     """Sums over `batch` in evaluation mode; where `batch["mask"]` is false nothing counts.
 

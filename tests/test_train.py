@@ -28,8 +28,9 @@ from dnw_jax.config import from_json
 from dnw_jax.evaluate import evaluate_all
 from dnw_jax.feed import ImageFeed
 from dnw_jax.main import main
+from dnw_jax.models import edge_layers
 from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
-from dnw_jax.train_state import random_key
+from dnw_jax.train_state import random_key, settled
 from dnw_jax.workdir import load_state
 
 TRAINED = {
@@ -143,6 +144,20 @@ def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
     expected = cross_entropy(state.model()(batch["image"]), np.asarray(batch["label"])).sum()
     np.testing.assert_allclose(sums.loss, expected, rtol=1e-6)
     assert float(sums.examples) == 32
+
+
+@pytest.mark.parametrize("rule", ["dnw", "random", "l1_anneal", "targeted_dropout"])
+def test_edges_chosen_once_for_all_batches(batch: dict[str, jax.Array], rule: str) -> None:
+    state, _ = train_step(new_state(small_config(model__edges=rule, ema__decay="0.5")), batch)
+    chosen = settled(state)
+    for ours, theirs in zip(
+        leaves(evaluate_step(chosen, batch)), leaves(evaluate_step(state, batch)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    layers, before = edge_layers(chosen.model()), dnw_jax.wiring(state.model())
+    for name, mask in before.items():
+        assert np.all(mask | (layers[name].weights == 0))
+        assert np.all(layers[name].real_edges())
 
 
 def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:

@@ -33,3 +33,6 @@ class EdgeGraph(SparseLayer):
     def weights(self) -> Float[Array, "sources targets"]:
         """Of every possible edge."""
         return self.weight[...]
+
+    def _replace(self, weights: Float[Array, "sources targets"]) -> None:
+        self.weight = nnx.Param(weights)

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from dnw_jax.edges import Rule, State, edge_budget, find_rule
+from dnw_jax.edges import RULES, Rule, State, edge_budget, find_rule
 from dnw_jax.edges.budget import Share
 
 
@@ -45,6 +45,12 @@ class SparseLayer(nnx.Module):
     ) -> Float[Array, "*shape"]:
         """The weights that carry signal now, chosen in full precision."""
         return self.rule(self.weights, self._state(), self.num_edges, train=train, key=key)
+
+    def settle(self) -> None:
+        """Keeps the weights that carry signal now, and chooses no more: all others are zero."""
+        self._replace(self.real_weights())
+        self.rule = RULES["complete"]
+        self._keep(None)
 
     def advance(self, progress: Float[Array, ""]) -> None:
         """Tells the rule at which part of the run, in (0, 1], the next update is."""
@@ -86,6 +92,9 @@ class SparseLayer(nnx.Module):
         layer = copy.copy(self)
         layer.kernel = nnx.Param(self.real_weights(train=train, key=key))
         return layer
+
+    def _replace(self, weights: Float[Array, "*shape"]) -> None:
+        self.kernel = nnx.Param(weights)
 
     def _state(self) -> State:
         return None if self.state is None else self.state[...]

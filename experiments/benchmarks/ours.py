@@ -20,10 +20,16 @@ def our_config(name: str, batch_size: int) -> ConfigDict:
     return dnw_jax.load_config(case.config, overrides)
 
 
-def our_state(name: str, batch_size: int) -> TrainState:
-    """A state at step 0."""
+def our_state(name: str, batch_size: int, start: str | None = None) -> TrainState:
+    """A state at step 0; with the weights of the published code's worker, if `start` has them."""
     config = our_config(name, batch_size)
-    return create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=98)
+    if not start:
+        return create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=98)
+    with np.load(start) as arrays:
+        prefix = "weights/"
+        names = [key for key in arrays.files if key.startswith(prefix)]
+        weights = {key.removeprefix(prefix): arrays[key] for key in names}
+    return create_train_state(config, dnw_jax.load_reference(weights, config), steps_per_epoch=98)
 
 
 def random_batch(name: str, batch_size: int) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """A worker: one step of the published code. Arguments: its checkout, case, mode, batch size.
 
-Runs in an interpreter with torch; knows nothing of dnw_jax.
+Runs in an interpreter with torch; knows nothing of dnw_jax. Instead of a mode it takes the path of
+an .npz file: there it puts the weights, images and labels that it would start with, and ends.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -51,7 +53,12 @@ def main(checkout: str, name: str, mode: str, batch_size: str) -> None:
         with torch.no_grad():
             return loss().item()
 
-    serve(evaluate if mode == "evaluate" else train)
+    if mode.endswith(".npz"):
+        weights = {f"weights/{name}": array for name, array in model.state_dict().items()}
+        arrays = {"image": image.permute(0, 2, 3, 1), "label": label, **weights}
+        np.savez(mode, **{name: array.numpy(force=True) for name, array in arrays.items()})
+    else:
+        serve(evaluate if mode == "evaluate" else train)
 
 
 def _graph(checkout: str, name: str, device: torch.device) -> torch.nn.Module:

@@ -11,7 +11,9 @@ steps; `run` is a training step as a run makes it, several in one program.
 import argparse
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -24,8 +26,6 @@ from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_state, random_batch
 from experiments.benchmarks.roofline import Machine, Work
-
-_WORKERS = Path(__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,17 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = Work.of_step(our_state(name, case.batch_size), random_batch(name, case.batch_size))
         jax.clear_caches()  # the workers need the memory
         for mode in flags.modes.split(","):
-            arguments = [name, mode, str(case.batch_size)]
-            commands = {"ours": [sys.executable, "-m", f"{__package__}.our_step", *arguments]}
-            if flags.reference:
-                script, checkout = str(_WORKERS / "reference_step.py"), flags.reference.resolve()
-                commands["reference"] = [
-                    flags.reference_python,
-                    script,
-                    str(checkout),
-                    *arguments,
-                ]
-            timings = alternate(commands, flags.turns)
+            timings = _timed(name, mode, flags)
             row: dict[str, Any] = {"case": name, "mode": mode, "batch_size": case.batch_size}
             row |= {who: timing.seconds for who, timing in timings.items()}
             if mode != "evaluate" and name != "continuous":
@@ -72,6 +62,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             "rows": rows,
         }
         flags.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _timed(name: str, mode: str, flags: argparse.Namespace) -> dict[str, Timing]:
+    size = str(CASES[name].batch_size)
+    ours = [sys.executable, "-m", f"{__package__}.our_step", name, mode, size]
+    if not flags.reference:
+        return alternate({"ours": ours}, flags.turns)
+    script, checkout = Path(__file__).with_name("reference_step.py"), flags.reference.resolve()
+    theirs = [flags.reference_python, str(script), str(checkout), name]
+    with tempfile.TemporaryDirectory() as folder:
+        # The same weights and images for both: an adaptive solver takes as many steps as they need.
+        start = str(Path(folder, "start.npz"))
+        subprocess.run([*theirs, start, size], check=True)
+        commands = {"ours": [*ours, start], "reference": [*theirs, mode, size]}
+        return alternate(commands, flags.turns)
 
 
 def _line(row: dict[str, Any], timings: dict[str, Timing]) -> str:
