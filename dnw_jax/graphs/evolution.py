@@ -210,7 +210,7 @@ def _evolve_backward(
         slot = jnp.argmax(jnp.where(done.owners <= index, done.owners, -1))
         saved, (state, slope) = done.owners[slot], done.saved[slot]
         state, slope = lax.fori_loop(
-            saved, index, lambda i, now: again(i, *now, args)[:2], (state, slope)
+            saved, index, lambda i, now: again(i, now[0], now[1], args)[:2], (state, slope)
         )
         known = lax.cond(
             saved == index,
@@ -223,7 +223,7 @@ def _evolve_backward(
         to_state, to_slope, to_args = carry
         index = done.accepted - 1 - count
         state, slope, known = before(index)
-        _, pull_step = jax.vjp(lambda *at: again(index, *at, known)[:3], state, slope, args)
+        _, pull_step = jax.vjp(lambda z, f, a: again(index, z, f, a, known)[:3], state, slope, args)
         to_outputs = jnp.where(count == 0, cotangent, 0)
         to_state, to_slope, more = pull_step((to_state, to_slope, to_outputs))
         return to_state, to_slope, jax.tree.map(jnp.add, to_args, more)

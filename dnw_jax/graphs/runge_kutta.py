@@ -105,7 +105,8 @@ class Stepper:
 
         With what is `known` of this step already, only its gradient takes time.
         """
-        slopes, end, evaluated = [slope], state, []
+        slopes, end = [slope], state
+        evaluated: list[Array] = []
 
         def evaluate(state: State) -> State:
             slope, costly = self.field(state, args, known and known[len(evaluated)])
