@@ -32,20 +32,23 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     changed = layout.changes(workdir, config)
     tell_changes("not as trained (trained != now)", changed)
     feed = open_feed(config, mesh, train=False)
-    results, own = [], replicas.places(config, workdir)
-    for place, each in zip(own, replicas.recipes(config), strict=True):
-        state, _ = layout.load_state(place, step, each)
-        (values,) = evaluate_all(devices.replicate(state, mesh), feed, config.batch_size, mesh)
+    own, recipes = replicas.places(config, workdir), replicas.recipes(config)
+    pairs = zip(own, recipes, strict=True)
+    states = [layout.load_state(place, step, each)[0] for place, each in pairs]
+    state = devices.replicate(replicas.stacked(states), mesh)
+    results = evaluate_all(state, feed, config.batch_size, mesh)
+    steps, count = [int(each.step) for each in states], results[0]["num_examples"]
+    for place, values, at in zip(own, results, steps, strict=True):
         name = f"{place.name}, " if len(own) > 1 else ""
-        count = values["num_examples"]
-        print(f"{name}step {int(state.step)}: test {said(values)} over {count} examples")
-        results.append({**values, "step": int(state.step), "changed": changed})
-        layout.write_evaluation(place, results[-1])
+        print(f"{name}step {at}: test {said(values)} over {count} examples")
+        layout.write_evaluation(place, {**values, "step": at, "changed": changed})
     if len(own) == 1:
-        return values
+        return results[0]
     means = replicas.means_and_deviations(results, [place.name for place in own])
     print(f"mean and standard deviation: test {said(means)}")
-    layout.write_evaluation(workdir, {**means, "changed": changed})
+    step_of_all = steps[0] if len(set(steps)) == 1 else steps
+    more = {"num_examples": count, "step": step_of_all, "changed": changed}
+    layout.write_evaluation(workdir, {**means, **more})
     return means
 
 

@@ -36,12 +36,13 @@ class Feed(Protocol):
     Attributes:
       skipped: damaged training examples that others stood for, since this start.
       skipped_test: damaged test examples in the last evaluation.
-      waited: seconds, at most, in which the devices had nothing to do but wait for a batch.
+      waited: seconds, at most, in which the devices had nothing to do but wait for a batch; None
+        where there is nothing to wait for.
     """
 
     skipped: int
     skipped_test: int
-    waited: float
+    waited: float | None
 
     @property
     def num_examples(self) -> int:
@@ -80,7 +81,7 @@ class ImageFeed:
     test: data.DeviceSplit
     skipped: int = 0
     skipped_test: int = 0
-    waited: float = 0.0
+    waited: float | None = None
 
     @classmethod
     def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "ImageFeed":
@@ -105,7 +106,7 @@ class ImageFeed:
         assert self.train is not None
         seeds, batch_size = range(self.config.num_seeds), self.config.batch_size
         indices = np.zeros((MAX_STEPS, len(seeds), batch_size), np.int32)
-        for row, index in itertools.product(range(count), seeds):
+        for index, row in itertools.product(seeds, range(count)):
             seed = self.config.seed + index
             indices[row, index] = data.train_indices(
                 seed, step + row, self.num_examples, batch_size
@@ -168,9 +169,9 @@ class PhotographFeed:
     test: data.Photographs
     skipped: int = 0
     skipped_test: int = 0
-    waited: float = 0.0
+    waited: float | None = 0.0
     _reader: Generator[tuple[Batch, int]] | None = None
-    _batches: Iterator[tuple[Batch, int]] | None = None
+    _ready: tuple[Batch, int] | None = None
     _program: Any = None
 
     @classmethod
@@ -189,20 +190,22 @@ class PhotographFeed:
         self, state: TrainState, sums: Sums, step: int, count: int
     ) -> tuple[TrainState, Sums]:
         """As `Feed.advance`; the steps follow each other. The first call compiles."""
-        if self._program is None:
-            self._reader = self._read_ahead(range(step, state.total_steps))
-            first = next(self._reader)
-            self._batches = itertools.chain([first], self._reader)
-            self._program = _train_on.lower(state, sums, first[0]).compile()
-        assert self._batches is not None
-        for _ in range(count):
-            started = time.perf_counter()
-            batch, skipped = next(self._batches)
-            # The last update was done before this batch was there.
-            if sums.loss.is_ready():  # type: ignore[attr-defined]
-                self.waited += time.perf_counter() - started
+        if self._reader is None:
+            self._reader = self._batches(range(step, state.total_steps))
+            self._ready = next(self._reader)
+            self._program = _train_on.lower(state, sums, self._ready[0]).compile()
+        assert self.waited is not None
+        for done in range(step + 1, step + count + 1):
+            assert self._ready is not None
+            batch, skipped = self._ready
             state, sums = self._program(state, sums, batch)
             self.skipped += skipped
+            if done < state.total_steps:
+                # While the devices compute.
+                started = time.perf_counter()
+                self._ready = next(self._reader)
+                if sums.loss.is_ready():  # type: ignore[attr-defined]
+                    self.waited += time.perf_counter() - started
         return state, sums
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -219,21 +222,14 @@ class PhotographFeed:
         if self._reader is not None:
             self._reader.close()
 
-    def _read_ahead(self, steps: range) -> Generator[tuple[Batch, int]]:
-        """Batches on the devices, one ahead of the one that is used, and `skipped` of each."""
+    def _batches(self, steps: range) -> Generator[tuple[Batch, int]]:
+        """Batches on the devices, and `skipped` of each."""
         assert self.train is not None
         batch_size = self.config.batch_size
         rows = devices.rows_of_this_host(batch_size)
         batches = self.train.train_batches(self.config.seed, batch_size, steps, rows)
-        ready = None
         with contextlib.closing(batches):
-            for batch in batches:
-                following = self._to_devices(batch)
-                if ready is not None:
-                    yield ready
-                ready = following
-        if ready is not None:
-            yield ready
+            yield from map(self._to_devices, batches)
 
     def _to_devices(self, batch: data.HostBatch) -> tuple[Batch, int]:
         # Copies: the arrays are shared memory, which the workers' end must find unused.

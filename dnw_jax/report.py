@@ -20,7 +20,8 @@ def announce(
     """Says what is about to happen: the parameters, the devices, where the run stands."""
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(profile(state.model(), config.dataset.image_size))
-    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, workdir {workdir}")
+    seeds = f", {config.num_seeds} seeds in one program" if config.num_seeds > 1 else ""
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}{seeds}, workdir {workdir}")
     tell_changes("changed since the last start (before != now)", changed)
     done = int(state.step)
     if done >= plan.total:
@@ -68,26 +69,27 @@ def said(values: dict[str, float]) -> str:
 
 
 def conclude(
-    workdirs: list[Path],
+    workdir: Path,
+    places: list[Path],
     states: list[TrainState],
     configs: list[ConfigDict],
     all_checkpoints: list[Checkpoints],
 ) -> None:
-    """Says what came out of each seed, and where to look at it."""
+    """Says what came out of each seed, whose workdirs are `places`, and where to look at it."""
     if all_checkpoints[0].latest is None:
         return
     print(profile(states[0].model(), configs[0].dataset.image_size))
-    for workdir, checkpoints in zip(workdirs, all_checkpoints, strict=True):
-        name = f"{workdir.name}, " if len(workdirs) > 1 else ""
+    for place, checkpoints in zip(places, all_checkpoints, strict=True):
+        name = f"{place.name}, " if len(places) > 1 else ""
         for which, step in (("last", checkpoints.latest), ("best", checkpoints.best)):
             accuracy = None if step is None else checkpoints.accuracy(step)
             if accuracy is not None:
                 print(f"{name}{which}: test accuracy {accuracy:.2%} (step {step})")
-    workdir = workdirs[0]
-    pictures = any((workdir / layout.WIRING).glob("*.png"))
+    pictures = any((places[0] / layout.WIRING).glob("*.png"))
+    each = workdir / "seed_*" if len(places) > 1 else workdir
+    curves = workdir if len(places) > 1 else workdir / layout.TENSORBOARD
     print(
-        f"checkpoints: {workdir / layout.CHECKPOINTS}\n"
-        + (f"wiring pictures: {workdir / layout.WIRING}\n" if pictures else "")
-        + f"TensorBoard: {workdir / layout.TENSORBOARD} (pip install tensorboard; "
-        f"tensorboard --logdir {workdir / layout.TENSORBOARD})"
+        f"checkpoints: {each / layout.CHECKPOINTS}\n"
+        + (f"wiring pictures: {each / layout.WIRING}\n" if pictures else "")
+        + f"TensorBoard: {curves} (pip install tensorboard; tensorboard --logdir {curves})"
     )

@@ -58,9 +58,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
     layout.check_place(workdir)
     own = replicas.places(config, workdir)
-    # Without a checkpoint there is nothing that another model could contradict.
-    started = any(any((place / layout.CHECKPOINTS).glob("*/")) for place in own)
-    changed = layout.changes(workdir, config, layout.RUN) if started else []
+    changed = layout.changes(workdir, config, layout.RUN) if layout.holds_run(workdir) else []
     feed = open_feed(config, mesh)
     plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
     recipes = replicas.recipes(config)
@@ -107,7 +105,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
             )
             state = run.finish(devices.replicate(replicas.stacked(states), mesh))
             states = replicas.parted(state, config.num_seeds)
-        conclude(own, states, recipes, all_checkpoints)
+        conclude(workdir, own, states, recipes, all_checkpoints)
 
 
 @dataclass
@@ -187,14 +185,14 @@ class Run:
         before: dict[str, Array],
         masks: dict[str, Array],
     ) -> None:
-        examples = float(np.sum(sums.examples))
+        speed = float(np.sum(sums.examples)) / seconds
         more = {
             "learning_rate": float(self._learning_rate(step - 1)),
-            "images_per_second": examples / seconds,
+            "images_per_second": speed / len(self.seeds),
         }
         if self.feed.skipped:
             more["skipped"] = self.feed.skipped
-        if self.feed.waited:
+        if self.feed.waited is not None:
             more["input_wait"] = round(self.feed.waited / seconds, 4)
             self.feed.waited = 0.0
         parts = (self._parted(tree) for tree in (sums, before, masks))
@@ -202,15 +200,17 @@ class Run:
             seed.log(step, own, more, *own_masks)
             for seed, own, *own_masks in zip(self.seeds, *parts, strict=True)
         ]
-        self._summarise(step, "train", values)
-        self.bar.log(f"step {step}: {self._note(step, sums)}, {examples / seconds:.0f} img/s")
+        self._summarise(step, "train", values, {**more, "images_per_second": speed})
+        self.bar.log(f"step {step}: {self._note(step, sums)}, {speed:.0f} img/s")
 
-    def _summarise(self, step: int, split: str, values: list[dict[str, Any]]) -> dict[str, float]:
-        """The means over the seeds, noted; of one seed what it has noted itself."""
+    def _summarise(
+        self, step: int, split: str, values: list[dict[str, Any]], more: dict[str, Any]
+    ) -> dict[str, float]:
+        """The means over the seeds, noted with `more`; of one seed what it has noted itself."""
         if self.summary is None:
             return values[0]
         names = [seed.workdir.name for seed in self.seeds]
-        means = replicas.means_and_deviations(values, names)
+        means = replicas.means_and_deviations(values, names) | more
         self.summary.scalars(step, step / self.plan.per_epoch, split, means)
         return means
 
@@ -236,7 +236,7 @@ class Run:
             seed.evaluated(step, own_state, own_masks, own)
             annealing = seed.is_annealing(own_state, own_masks)
             accuracies.append(None if annealing else own["accuracy"])
-        means = self._summarise(step, "test", values)
+        means = self._summarise(step, "test", values, {"num_examples": values[0]["num_examples"]})
         if self.summary is not None:
             layout.write_evaluation(self.workdir, {**means, "step": step, "changed": []})
         self.bar.line(

@@ -94,6 +94,14 @@ def check_place(workdir: Path) -> None:
         raise UserError(f"workdir is {workdir}; {place} {problem}")
 
 
+def holds_run(workdir: Path) -> bool:
+    """Whether a run of one seed or of several has saved something there."""
+    # Without a checkpoint there is nothing that another model could contradict.
+    saved = f"{CHECKPOINTS}/*/"
+    of_seeds = (workdir / CONFIG).exists() and any(workdir.glob(f"seed_*/{saved}"))
+    return any(workdir.glob(saved)) or of_seeds
+
+
 def enter(workdir: Path, config: ConfigDict) -> None:
     """Makes the workdir if need be, and notes the config in it.
 

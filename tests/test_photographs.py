@@ -324,6 +324,8 @@ def test_a_run_on_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(flags(whole)) == 0
     assert [row["num_examples"] for row in rows(whole, "test")] == [100, 100]
     assert checkpoint_steps(whole) == [10, 12, 14]
+    every = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["input_wait"] <= 1 for row in every if row["split"] == "train")
 
     # The same in two starts, the second with threads instead of processes.
     assert (

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from small_runs import arguments, arrays, assert_same_bits, checkpoint_steps, rows, run
+from small_runs import arguments, arrays, assert_same_bits, checkpoint_steps, contents, rows, run
 
 import dnw_jax
 from dnw_jax.errors import UserError
@@ -67,6 +67,19 @@ def test_evaluation_of_all_seeds(workdir: Path, capsys: pytest.CaptureFixture[st
     assert all(f"{folder}, step 10: test loss" in out for folder in FOLDERS)
     means = rows(workdir, "test")[-1]
     assert f"accuracy {means['accuracy']:.2%} ± {means['accuracy_std']:.2%}" in out
+    noted = json.loads((workdir / "evaluation.json").read_text())
+    assert (noted["step"], noted["num_examples"]) == (10, means["num_examples"])
+
+
+def test_another_number_of_seeds_is_another_run(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path)
+    for place, others in ((tmp_path, SEEDS), (workdir, {})):
+        before = contents(place)
+        assert main(arguments(place, **others, num_steps="20")) == 2
+        assert "num_seeds: " in capsys.readouterr().err
+        assert contents(place) == before
 
 
 def test_a_workdir_of_seeds_is_no_single_model(workdir: Path) -> None:

@@ -2,8 +2,8 @@
 
 There (jax issue 12868) a convolution whose axes are in any other order than
 [batch, height, width, channels] runs a hundred times slower, and autodiff's gradients are of such
-an order. A window of 1x1 is a matrix product, which is fast everywhere; of planes of a few pixels we
-make one.
+an order. A window of 1x1 is a matrix product, which is fast everywhere; of planes of a few pixels
+we make one.
 """
 
 import functools

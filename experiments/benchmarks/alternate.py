@@ -1,5 +1,6 @@
 """Times workers in turn, A B A B ..., each a process of its own that waits while others run."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -45,15 +46,17 @@ def alternate(
     finally:
         for worker in workers.values():
             worker.kill()
-            worker.wait()
+            with contextlib.suppress(BrokenPipeError):
+                worker.communicate()  # which closes the pipes
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
 def _one_turn(name: str, worker: subprocess.Popen[str]) -> float:
     assert worker.stdin is not None
     assert worker.stdout is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # then it has stopped: see below
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
     for line in worker.stdout:  # a library may print, too
         if line.startswith("seconds "):
             return float(line.split()[1])

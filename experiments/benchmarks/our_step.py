@@ -16,7 +16,6 @@ from dnw_jax import data
 from dnw_jax.feed import train_steps
 from dnw_jax.metrics import Sums
 from dnw_jax.train import TrainState, evaluate_step, train_step
-from dnw_jax.train_state import Batch
 from experiments.benchmarks.alternate import serve
 from experiments.benchmarks.ours import our_config, our_state, random_batch
 
@@ -34,18 +33,8 @@ def main(name: str, mode: str, batch_size: str, start: str | None = None) -> Non
         split = data.Split(images, np.asarray(batch["label"]))
         dataset = our_config(name, int(batch_size)).dataset
         serve(_run(state, data.DeviceSplit.of(split, dataset)), _STEPS_IN_RUN)
-    elif mode == "train":
-        serve(_train(state, batch))
-    else:
-        serve(lambda: jax.block_until_ready(evaluate_step(state, batch)))
-
-
-def _train(state: TrainState, batch: Batch) -> Callable[[], object]:
-    def step() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(train_step(state, batch))
-
-    return step
+    step = train_step if mode == "train" else evaluate_step
+    serve(lambda: jax.block_until_ready(step(state, batch)))
 
 
 def _run(state: TrainState, split: data.DeviceSplit) -> Callable[[], object]:

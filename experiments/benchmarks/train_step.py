@@ -10,13 +10,16 @@ steps; `run` is a training step as a run makes it, several in one program.
 
 import argparse
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +30,28 @@ from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_state, random_batch
 from experiments.benchmarks.roofline import Machine, Work
 
+MODES = ("train", "run", "evaluate")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each case and mode, and writes them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", type=Path, help="a checkout of allenai/dnw")
-    parser.add_argument("--reference-python", default=sys.executable)
-    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
-    parser.add_argument("--modes", default="train,run,evaluate", help="default: %(default)s")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--reference", type=_folder, help="a checkout of allenai/dnw")
+    parser.add_argument("--reference-python", default=sys.executable, type=_program)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--turns", type=int, choices=range(1, 100), metavar="N", default=7)
+    parser.add_argument("--json", type=_new_file, help="where to write the numbers")
     flags = parser.parse_args(argv)
+    # This process and the workers share a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine, rows = Machine.measured(), []
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}: {machine}", flush=True)
-    for name in flags.cases.split(","):
+    for name in flags.cases:
         case = CASES[name]
         work = Work.of_step(our_state(name, case.batch_size), random_batch(name, case.batch_size))
         jax.clear_caches()  # the workers need the memory
-        for mode in flags.modes.split(","):
+        for mode in flags.modes:
             timings = _timed(name, mode, flags)
             row: dict[str, Any] = {"case": name, "mode": mode, "batch_size": case.batch_size}
             row |= {who: timing.seconds for who, timing in timings.items()}
@@ -52,16 +59,41 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row |= {"work": asdict(work), "floor": work.floor(machine)}
             rows.append(row)
             print(_line(row, timings), flush=True)
-    if flags.json:
-        computer = f"{platform.machine()}, {platform.processor() or platform.system()}"
-        result = {
-            "date": str(date.today()),
-            "machine": computer,
-            "jax": jax.__version__,
-            "measured": asdict(machine),
-            "rows": rows,
-        }
-        flags.json.write_text(json.dumps(result, indent=1) + "\n")
+            if flags.json:
+                _write(flags.json, machine, rows)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).resolve()
+    if not (path / "models" / "graphs").is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no checkout of allenai/dnw")
+    return path
+
+
+def _program(text: str) -> str:
+    if not shutil.which(text):
+        raise argparse.ArgumentTypeError(f"{text} is no program")
+    return text
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _write(path: Path, machine: Machine, rows: list[dict[str, Any]]) -> None:
+    result = {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in ("jax", "flax")},
+        "measured": asdict(machine),
+        "rows": rows,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _timed(name: str, mode: str, flags: argparse.Namespace) -> dict[str, Timing]:
@@ -69,7 +101,7 @@ def _timed(name: str, mode: str, flags: argparse.Namespace) -> dict[str, Timing]
     ours = [sys.executable, "-m", f"{__package__}.our_step", name, mode, size]
     if not flags.reference:
         return alternate({"ours": ours}, flags.turns)
-    script, checkout = Path(__file__).with_name("reference_step.py"), flags.reference.resolve()
+    script, checkout = Path(__file__).with_name("reference_step.py"), flags.reference
     theirs = [flags.reference_python, str(script), str(checkout), name]
     with tempfile.TemporaryDirectory() as folder:
         # The same weights and images for both: an adaptive solver takes as many steps as they need.
