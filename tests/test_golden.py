@@ -15,6 +15,8 @@ from dnw_jax.graphs.continuous_time import ContinuousTime
 
 # "Zero up to rounding" in PyTorch; a bias before a BatchNorm, for instance, has no effect.
 ZERO = 1e-5
+# What rounding decides comes out further off with another compiler: golden/README.md.
+OLDER_JAX = jax.__version_info__ < (0, 10)
 
 
 @functools.cache
@@ -114,7 +116,7 @@ def test_losses(trained_case: Case) -> None:
         close(losses[0], golden[0], 2e-3, "loss")
         return
     if case.name == "mobilenetv1_x25_cifar":
-        np.testing.assert_array_less(np.abs(losses - golden), [2e-3, 0.05, 0.4])
+        np.testing.assert_array_less(np.abs(losses - golden), [2e-3, 0.05, 0.4 if OLDER_JAX else 0.2])
         return
     rounded = case.name == "mbv1_cifar_dnw_x225"  # its third step
     close(losses[:2], golden[:2], 2e-3, "losses")
@@ -122,8 +124,9 @@ def test_losses(trained_case: Case) -> None:
     if case.continuous:  # nothing later is comparable
         return
     params = reference_layout(steps[-1][0].params, case.config)
+    tolerance = (0.2 if OLDER_JAX else 0.05) if rounded else 1e-3
     for name, norm in case.settings["param_norms_after"].items():
-        close(np.linalg.norm(params[name]), norm, (0.2 if rounded else 1e-3) * norm, name)
+        close(np.linalg.norm(params[name]), norm, tolerance * norm, name)
     if case.name in TINY:
         golden = case.arrays["logits_eval_after"]
         logits = case.logits_of(steps[-1][0], train=False)

@@ -14,7 +14,7 @@ Results = TypeVar("Results")  # an array, or several
 
 @custom_vmap
 def barrier(arrays: Any) -> Any:
-    """`lax.optimization_barrier`, which `jax.vmap` refuses up to jax 0.8."""
+    """`lax.optimization_barrier`, which `jax.vmap` refuses in older versions of jax (0.7.2)."""
     return lax.optimization_barrier(arrays)
 
 
