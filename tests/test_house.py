@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "fields": set(),
     "schema": {"fields"},
     "config": {"fields", "schema", "errors"},
-    "edges": {"edges"},
-    "graphs": {"graphs", "edges"},
+    "fences": set(),
+    "edges": {"edges", "fences"},
+    "graphs": {"graphs", "edges", "fences"},
     "models": {"models", "graphs", "edges"} | BASE,
     "reference": {"models"} | BASE,
     "metrics": set(),
@@ -83,6 +84,7 @@ MAY_IMPORT = {
 }
 STDLIB = set(sys.stdlib_module_names)
 OTHERS = {
+    "fences": {"jax", "jaxtyping"},
     "edges": {"jax", "jaxtyping", "numpy"},
     "graphs": {"jax", "jaxtyping", "numpy", "flax", "diffrax"},
     "errors": set(),

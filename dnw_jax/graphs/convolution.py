@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.materialise import barrier
+from dnw_jax.fences import barrier
 from dnw_jax.graphs.send import send
 
 

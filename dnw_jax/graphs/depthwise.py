@@ -4,7 +4,7 @@ XLA's grouped convolution is 10 to 60 times slower on CPU than what is here, so 
 written as a sum of nine shifted products. Shifting the *product* by padding it (rather than slicing
 a padded input) lets XLA:CPU vectorise the whole sum: 3.3 ms against 16 ms for 128 images of 8x8 and
 800 nodes, on two cores. Autodiff would turn the fast form into the slow one, hence our own gradient
-rules. What is convolved has to lie in memory: see `graphs/materialise.py`.
+rules. What is convolved has to lie in memory: see `fences.py`.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.materialise import materialised
+from dnw_jax.fences import materialised
 
 _TAPS = [(row, column) for row in range(3) for column in range(3)]
 

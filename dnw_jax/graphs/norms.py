@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.materialise import barrier, materialised
+from dnw_jax.fences import barrier, materialised
 
 _EPSILON = 1e-5
 _PIXELS, _BATCH_AND_PIXELS = (1, 2), (0, 1, 2)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.materialise import materialised
+from dnw_jax.fences import materialised
 
 # dZ/dt of a rectified state and of what it depends on, `args`; with it what took the time: given
 # that as a third argument, a second pass need not compute it again.

@@ -1,4 +1,4 @@
-"""Results that XLA:CPU writes to memory once, instead of computing them in each of their uses."""
+"""What XLA shall leave where it is: neither moved, nor computed again in each of its uses."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
