@@ -16,8 +16,11 @@ SERVES = "from experiments.benchmarks.alternate import serve; serve(lambda: None
     [
         (["--cases", "foo"], "argument --cases: invalid choice: 'foo'"),
         (["--modes", "bar"], "argument --modes: invalid choice: 'bar'"),
-        (["--turns", "0"], "argument --turns: invalid choice: 0"),
-        (["--reference=/nowhere"], "/nowhere is no checkout of allenai/dnw"),
+        (["--turns", "0"], "argument --turns: 0 is no whole number of 1 or more"),
+        (
+            ["--reference=/nowhere"],
+            "/nowhere is no checkout of allenai/dnw: there",
+        ),
         (["--reference-python=nothing"], "nothing is no program"),
         (["--json=/nowhere/times.json"], "there is no folder /nowhere"),
     ],

@@ -80,7 +80,8 @@ MAY_IMPORT = {
     }
     | BASE,
     "compiled": set(),
-    "main": {"compiled", "evaluate", "train"} | BASE,
+    "memory": set(),
+    "main": {"compiled", "memory", "evaluate", "train"} | BASE,
 }
 STDLIB = set(sys.stdlib_module_names)
 OTHERS = {

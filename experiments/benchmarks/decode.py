@@ -7,9 +7,7 @@ tf.data). From encoded JPEG to 224 x 224 pixels: decode, random resized crop, fl
 first brings each photograph to 500 x 375 pixels at JPEG quality 97, as large as ImageNet's files.
 """
 
-import argparse
 import io
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,44 +18,55 @@ from PIL import Image
 
 from dnw_jax.data import Photographs
 from experiments.benchmarks.alternate import alternate
+from experiments.benchmarks.report import (
+    Report,
+    count,
+    flag_parser,
+    folder_with,
+    program,
+    versions,
+)
+from experiments.benchmarks.roofline import Work
 
 _WORKER = Path(__file__).parent / "decode_worker.py"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the images per second and core of each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--tensorflow-python", help="an interpreter with tensorflow")
+    """Prints what each takes for all images."""
+    parser = flag_parser(__doc__)
+    is_dataset = folder_with("imagenet2012", "folder of TFDS's datasets")
+    parser.add_argument("--data-dir", required=True, type=is_dataset, metavar="DIR")
+    parser.add_argument("--tensorflow-python", type=program, metavar="PYTHON")
     parser.add_argument("--reencode", action="store_true")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--images", type=count, metavar="N", default=200)
     flags = parser.parse_args(argv)
+    others = {"images": versions(sys.executable, "simplejpeg", "opencv-python-headless", "pillow")}
+    if flags.tensorflow_python:
+        others["tensorflow"] = versions(flags.tensorflow_python, "tensorflow-cpu")
+    report = Report(flags.json, **others)
     with tempfile.TemporaryDirectory() as folder:
         sizes = []
         for index, encoded in enumerate(_encoded(flags.data_dir, flags.images)):
             content = _reencoded(encoded) if flags.reencode else encoded
             (Path(folder) / f"{index:04d}.jpeg").write_bytes(content)
             sizes.append(len(content))
-        print(f"{len(sizes)} JPEGs of {sum(sizes) / len(sizes) / 1000:.0f} kB, one core each")
         pythons = {"ours": sys.executable, "pillow": sys.executable}
         if flags.tensorflow_python:
             pythons["tensorflow"] = flags.tensorflow_python
         commands = {name: [python, str(_WORKER), name, folder] for name, python in pythons.items()}
         timings = alternate(commands, flags.turns)
-    ours = timings["ours"].median
-    rows = {}
-    for name, timing in timings.items():
-        rate = len(sizes) / timing.median
-        rows[name] = {"images_per_second": rate, "seconds": timing.seconds}
-        print(f"{name:10s} {rate:6.0f} img/s  {timing}  ours / it {timing.median / ours:.2f}")
-    if flags.json:
-        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+    title = f"{len(sizes)} JPEGs of {sum(sizes) / len(sizes) / 1000:.0f} kB, one core each"
+    work = Work(0, sum(sizes) + 3 * 224**2 * len(sizes))  # files read, pixels written
+    report.add(title, timings, work, images_per_second=round(len(sizes) / timings["ours"].median))
 
 
-def _encoded(data_dir: str, number: int) -> list[bytes]:
-    fields = {"name": "imagenet2012", "data_dir": data_dir, "num_channels": 3, "num_classes": 1000}
+def _encoded(data_dir: Path, number: int) -> list[bytes]:
+    fields = {
+        "name": "imagenet2012",
+        "data_dir": str(data_dir),
+        "num_channels": 3,
+        "num_classes": 1000,
+    }
     source = Photographs.of(ConfigDict(fields), "train").source
     return [source[index]["image"] for index in range(min(number, len(source)))]
 

@@ -3,55 +3,47 @@
     python -m experiments.benchmarks.depthwise
 
 Ours in a loop in one program, as in training, the grouped one by itself: in a loop XLA:CPU takes
-minutes for it. The floor is reading and writing each array once: input and output, and backwards
-the cotangent, the input again and the input's cotangent.
+minutes for it. The work is to read and write each array once: input and output, and backwards the
+cotangent, the input again and the input's cotangent; and nine products and sums for each pixel, as
+many again for each gradient.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import median
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
-from experiments.benchmarks.roofline import Machine
+from dnw_jax.memory import keep_freed_memory
+from experiments.benchmarks.alternate import Timing
+from experiments.benchmarks.report import Report, flag_parser
+from experiments.benchmarks.roofline import Work
 
 SHAPES = ((128, 8, 800), (512, 8, 192), (128, 16, 128), (128, 32, 64), (16, 56, 128))
 _ITERATIONS = 4
+Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a row for each shape."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    flags = parser.parse_args(argv)
-    machine, rows = Machine.measured(), []
-    print(machine)
+    """Prints a row for each shape and pass."""
+    flags = flag_parser(__doc__).parse_args(argv)
+    keep_freed_memory()
+    report = Report(flags.json)
     for batch, size, nodes in SHAPES:
         planes = jax.random.normal(jax.random.key(0), (batch, size, size, nodes))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, nodes))
-        row: dict[str, object] = {"batch": batch, "size": size, "nodes": nodes}
-        text = f"B={batch:<4d}{size:3d} px {nodes:4d} nodes"
-        for passes, traffic in (("forward", 2), ("gradients", 5)):
-            program = _forward if passes == "forward" else _with_gradients
-            ours = _seconds(program(depthwise_conv3x3), planes, kernel, flags.turns)
-            grouped = _seconds_alone(program(_grouped), planes, kernel)
-            floor = traffic * planes.nbytes / machine.bytes_per_second
-            row[passes] = {"ours": ours, "grouped": grouped, "floor": floor}
-            text += (
-                f"  {passes} {median(ours) * 1e3:6.2f} ms (grouped {median(grouped) * 1e3:.0f} ms"
+        for passes, arrays, products in ((_forward, 2, 9), (_with_gradients, 5, 27)):
+            programs: dict[str, Convolution] = {
+                "ours": _looped(passes(depthwise_conv3x3)),
+                "grouped": jax.jit(passes(_grouped)),
+            }
+            timings = _in_turn(programs, flags.turns, planes, kernel)
+            work = Work(2 * products * planes.size, arrays * planes.nbytes)
+            report.add(
+                f"{batch} x {size} x {size} x {nodes} {passes.__name__.strip('_')}", timings, work
             )
-            text += f", floor {floor * 1e3:.2f} ms)"
-        rows.append(row)
-        print(text, flush=True)
-    if flags.json:
-        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _grouped(planes: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -65,15 +57,12 @@ def _grouped(planes: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def _forward(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    def one(_: jax.Array, planes: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution(planes, kernel)
-
-    return one
+def _forward(convolution: Convolution) -> Convolution:
+    return convolution
 
 
-def _with_gradients(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    def one(_: jax.Array, planes: jax.Array, kernel: jax.Array) -> jax.Array:
+def _with_gradients(convolution: Convolution) -> Convolution:
+    def one(planes: jax.Array, kernel: jax.Array) -> jax.Array:
         out, pull = jax.vjp(convolution, planes, kernel)
         to_planes, to_kernel = pull(out)
         return to_planes + 1e-9 * jnp.sum(to_kernel)
@@ -81,30 +70,26 @@ def _with_gradients(convolution: Callable[..., jax.Array]) -> Callable[..., jax.
     return one
 
 
-def _seconds(
-    one: Callable[..., jax.Array], planes: jax.Array, kernel: jax.Array, turns: int
-) -> list[float]:
+def _looped(one: Convolution) -> Convolution:
     @jax.jit
-    def loop(planes: jax.Array, kernel: jax.Array, count: int) -> jax.Array:
-        return lax.fori_loop(0, count, lambda i, x: one(i, x, kernel), planes)
+    def loop(planes: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, _ITERATIONS, lambda _, planes: one(planes, kernel), planes)
 
-    jax.block_until_ready(loop(planes, kernel, _ITERATIONS))
-    seconds = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        jax.block_until_ready(loop(planes, kernel, _ITERATIONS))
-        seconds.append((time.perf_counter() - start) / _ITERATIONS)
-    return seconds
+    return loop
 
 
-def _seconds_alone(
-    one: Callable[..., jax.Array], planes: jax.Array, kernel: jax.Array
-) -> list[float]:
-    program = jax.jit(lambda planes, kernel: one(jnp.zeros(()), planes, kernel))
-    jax.block_until_ready(program(planes, kernel))
-    start = time.perf_counter()
-    jax.block_until_ready(program(planes, kernel))
-    return [time.perf_counter() - start]
+def _in_turn(
+    programs: dict[str, Convolution], turns: int, planes: jax.Array, kernel: jax.Array
+) -> dict[str, Timing]:
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(turns + 1):  # the first to compile
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(planes, kernel))
+            elapsed = time.perf_counter() - start
+            if turn:
+                seconds[name].append(elapsed / (_ITERATIONS if name == "ours" else 1))
+    return {name: Timing(tuple(each)) for name, each in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -1,55 +1,62 @@
-"""Training batches of ImageNet that worker processes make a second, with nothing else to do.
+"""Training batches of ImageNet that worker processes make, with nothing else to do.
 
     python -m experiments.benchmarks.input_pipeline --data-dir=DIR
 
-DIR holds ImageNet as TFDS prepared it. For each number of workers: images a second as they come out
-of the pipeline, cropped, flipped and on the device, with nothing else to do. What a run waits for
-them is `input_wait` in its metrics.jsonl.
+DIR holds ImageNet as TFDS prepared it. For each number of workers: seconds for a batch as it comes
+out of the pipeline, cropped, flipped and on the device; beside it the same photographs decoded and
+cropped by this process alone, on one core: what all workers' cores do in that time is the floor of
+the pipeline. What a run waits for its photographs is `input_wait` in its metrics.jsonl.
 """
 
 import argparse
 import itertools
-import json
+import os
+import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 import dnw_jax
 from dnw_jax import data, devices
+from dnw_jax.data.photographs import training_image
+from experiments.benchmarks.alternate import Timing
+from experiments.benchmarks.report import Report, count, flag_parser, folder_with, versions
+from experiments.benchmarks.roofline import Work
 
 _BATCHES_IN_TURN = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each number of workers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--workers", default="1,2", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser = flag_parser(__doc__)
+    is_dataset = folder_with("imagenet2012", "folder of TFDS's datasets")
+    parser.add_argument("--data-dir", required=True, type=is_dataset, metavar="DIR")
+    parser.add_argument("--workers", nargs="+", type=count, metavar="N", default=[1, 2])
+    parser.add_argument("--batch-size", type=count, metavar="N", default=64)
+    parser.add_argument("--image-size", type=count, metavar="N", default=224)
     flags = parser.parse_args(argv)
-    rows = []
-    for workers in map(int, flags.workers.split(",")):
-        rates = _rates(flags, workers)
-        rows.append({"workers": workers, "images_per_second": rates})
-        bytes_per_second = median(rates) * flags.image_size**2 * 3
-        print(
-            f"{workers} workers, {flags.image_size} px: {median(rates):.0f} img/s "
-            f"({min(rates):.0f} .. {max(rates):.0f}), {bytes_per_second / 1e6:.0f} MB/s of pixels",
-            flush=True,
+    packages = versions(sys.executable, "grain", "simplejpeg", "opencv-python-headless")
+    report = Report(flags.json, input=packages)
+    cores = len(os.sched_getaffinity(0))
+    for workers in flags.workers:
+        timings = _timed(flags, workers)
+        ours = timings["ours"].median
+        # Each pixel written by the worker, and copied to the device.
+        work = Work(0, 2 * 3 * flags.batch_size * flags.image_size**2)
+        report.add(
+            f"{workers} workers, {flags.image_size} px",
+            timings,
+            work,
+            images_per_second=round(flags.batch_size / ours),
+            share_of_decoding=round(timings["one core"].median / min(workers, cores) / ours, 2),
         )
-    if flags.json:
-        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _rates(flags: argparse.Namespace, workers: int) -> list[float]:
+def _timed(flags: argparse.Namespace, workers: int) -> dict[str, Timing]:
     overrides = {
-        "dataset.data_dir": flags.data_dir,
+        "dataset.data_dir": str(flags.data_dir),
         "dataset.num_workers": str(workers),
         "dataset.image_size": str(flags.image_size),
     }
@@ -57,14 +64,29 @@ def _rates(flags: argparse.Namespace, workers: int) -> list[float]:
     photographs, mesh = data.Photographs.of(config.dataset, "train"), devices.data_mesh()
     steps = range(_BATCHES_IN_TURN * (flags.turns + 2))
     batches = photographs.train_batches(0, flags.batch_size, steps, slice(0, flags.batch_size))
-    rates = []
-    for _ in range(flags.turns + 2):
-        start = time.perf_counter()
+
+    def read() -> None:
         for batch in itertools.islice(batches, _BATCHES_IN_TURN):
             jax.block_until_ready(devices.batch_of_hosts({"image": batch["image"]}, mesh))
-        rates.append(_BATCHES_IN_TURN * flags.batch_size / (time.perf_counter() - start))
+
+    # At first what was read ahead, and the start of the workers.
+    ours = [_seconds(read) / _BATCHES_IN_TURN for _ in range(flags.turns + 2)][2:]
     batches.close()
-    return rates[2:]  # at first what was read ahead, and the start of the workers
+    rng, source = np.random.default_rng(0), photographs.source
+    encoded = [source[index % len(source)]["image"] for index in range(flags.batch_size)]
+
+    def decode() -> None:
+        for each in encoded:
+            training_image(each, flags.image_size, rng)
+
+    one_core = [_seconds(decode) for _ in range(flags.turns + 1)][1:]
+    return {"ours": Timing(tuple(ours)), "one core": Timing(tuple(one_core))}
+
+
+def _seconds(function: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a training step must do at least, and what this machine can do in that time.
+"""What some work must do at least, and what this machine can do in that time.
 
-The floor of a step is the time of its arithmetic at the machine's best measured rate in products,
-or of its memory traffic at the measured bandwidth, whichever is longer. The traffic counted is what
-no fusion avoids: each array kept for the backward pass written and read once, each parameter with
-its gradient and momentum read and written once.
+The floor is the time of the arithmetic at the machine's best measured rate in products, or of the
+memory traffic at the measured bandwidth, whichever is longer. The traffic counted is what no fusion
+avoids. In a training step: each array kept for the backward pass written and read once, each
+parameter with its gradient and momentum read and written once.
 """
 
 import time
@@ -55,7 +55,7 @@ def _fastest(program: Callable[..., jax.Array], operand: jax.Array) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What one training step has to do."""
+    """Arithmetic, and bytes read and written."""
 
     flops: float
     bytes: float
@@ -65,21 +65,37 @@ class Work:
         """Of forward and backward pass on `batch`. Loops count once: not for continuous time."""
 
         def loss(params: object) -> jax.Array:
-            model = nnx.merge(state.graphdef, params, state.variables, copy=True)
-            logits = model(batch["image"], train=True, key=jax.random.key(0))
-            return jnp.mean(cross_entropy(logits, batch["label"]))
+            return _loss(state, params, batch, train=True)
 
         kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], state.params)
-        costs = jax.jit(jax.grad(loss)).lower(state.params).cost_analysis()
-        assert costs is not None
-        return cls(costs["flops"], 2 * _bytes(kept) + 6 * _bytes(state.params))
+        return cls(
+            _flops(jax.grad(loss), state.params), 2 * _bytes(kept) + 6 * _bytes(state.params)
+        )
+
+    @classmethod
+    def of_evaluation(cls, state: TrainState, batch: dict[str, jax.Array]) -> "Work":
+        """Of a forward pass on `batch`, which reads parameters and images. Loops count once."""
+        flops = _flops(lambda params: _loss(state, params, batch, train=False), state.params)
+        return cls(flops, _bytes(state.params) + _bytes(batch))
 
     def floor(self, machine: Machine) -> float:
         """Seconds that the step takes at least."""
         return max(self.flops / machine.flops_per_second, self.bytes / machine.bytes_per_second)
 
     def __str__(self) -> str:
-        return f"{self.flops / 1e9:.1f} GFLOP, {self.bytes / 1e9:.2f} GB"
+        return f"{self.flops / 1e9:.3g} GFLOP, {self.bytes / 1e9:.2g} GB"
+
+
+def _loss(state: TrainState, params: object, batch: dict[str, jax.Array], train: bool) -> jax.Array:
+    model = nnx.merge(state.graphdef, params, state.variables, copy=True)
+    logits = model(batch["image"], train=train, key=jax.random.key(0))
+    return jnp.mean(cross_entropy(logits, batch["label"]))
+
+
+def _flops(function: Callable[..., object], *operands: object) -> float:
+    costs = jax.jit(function).lower(*operands).cost_analysis()
+    assert costs is not None
+    return costs["flops"]
 
 
 def _bytes(tree: object) -> int:

@@ -1,36 +1,40 @@
-"""Choosing the edges of the five graphs of a MobileNetV1-like chain, beside a sort in PyTorch.
+"""Choosing the edges of the five graphs of a MobileNetV1-like chain, by several methods.
 
     python -m experiments.benchmarks.selection --torch-python=PYTHON
 
 PYTHON is an interpreter with torch; it sorts all magnitudes and zeroes the smallest, as the
-published code does. Both run on the same machine in turn; the ratio of the medians is what counts.
-Without --torch-python only our own times are shown.
+published code does. All run on the same machine in turn; the ratio of the medians is what counts.
+Without --torch-python PyTorch is left out. The work is to read each weight and to write it or zero.
 """
 
-import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.alternate import alternate
-
-_WORKERS = Path(__file__).parent
+from experiments.benchmarks.report import Report, flag_parser, program, versions
+from experiments.benchmarks.roofline import Work
+from experiments.benchmarks.selection_worker import METHODS, SHAPES
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints one row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", help="an interpreter with torch")
-    parser.add_argument("--turns", type=int, default=9)
+    parser = flag_parser(__doc__, turns=9)
+    parser.add_argument("--torch-python", type=program, metavar="PYTHON")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     flags = parser.parse_args(argv)
-    commands = {"ours": [sys.executable, "-m", f"{__package__}.selection_worker"]}
+    worker = [sys.executable, "-m", f"{__package__}.selection_worker"]
+    commands = {name: [*worker, name] for name in dict.fromkeys(["ours", *flags.methods])}
+    others = {}
     if flags.torch_python:
-        commands["sort"] = [flags.torch_python, str(_WORKERS / "sort_worker.py")]
-    timings = alternate(commands, flags.turns)
-    text = "  ".join(f"{name} {timing}" for name, timing in timings.items())
-    if "sort" in timings:
-        text += f"  sort / ours {timings['sort'].median / timings['ours'].median:.1f}"
-    print(f"five graphs, 12.0 million edges  {text}", flush=True)
+        script = Path(__file__).with_name("sort_worker.py")
+        commands["sort in PyTorch"] = [flags.torch_python, str(script)]
+        others["PyTorch"] = versions(flags.torch_python, "torch")
+    report = Report(flags.json, **others)
+    num_edges = sum(math.prod(shape) for shape in SHAPES)
+    title = f"{num_edges / 1e6:.1f} million edges"
+    report.add(title, alternate(commands, flags.turns), Work(0, 8 * num_edges))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,27 @@ DIR is a checkout of github.com/google-research/jaxpruner, PYTHON an interpreter
 (jax, flax, optax, chex, ml_collections). All run on the same machine in turn; the ratio of the
 medians is what counts. Without --jaxpruner only our own times are shown.
 
-A step is forward, backward and SGD of the dense ResNet-50, with or without
-`sparsify(params, 0.9)` before the forward pass. A selection is of all masks at 90 %, compiled.
+A step is forward, backward and SGD of the dense ResNet-50, with `sparsify(params, 0.9)` before the
+forward pass ("ours") or without ("dense"). A selection is of all masks at 90 %, compiled.
 """
 
-import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.benchmarks.alternate import Timing, alternate
+from experiments.benchmarks.alternate import alternate
+from experiments.benchmarks.report import (
+    Report,
+    count,
+    flag_parser,
+    folder_with,
+    program,
+    versions,
+)
+from experiments.benchmarks.roofline import Work
 from experiments.benchmarks.sparsify_worker import shapes_of_resnet50
 
 _WORKERS = Path(__file__).parent
@@ -25,41 +34,42 @@ _WORKERS = Path(__file__).parent
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jaxpruner", type=Path, help="a checkout of google-research/jaxpruner")
-    parser.add_argument("--jaxpruner-python", default=sys.executable)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=7)
+    parser = flag_parser(__doc__)
+    is_checkout = folder_with("jaxpruner", "checkout of google-research/jaxpruner")
+    parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR")
+    parser.add_argument(
+        "--jaxpruner-python", default=sys.executable, type=program, metavar="PYTHON"
+    )
+    parser.add_argument("--batch-size", type=count, metavar="N", default=32)
+    parser.add_argument("--image-size", type=count, metavar="N", default=64)
     flags = parser.parse_args(argv)
+    others = {}
+    if flags.jaxpruner:
+        others["jaxpruner"] = versions(flags.jaxpruner_python, "jax", "flax")
+    report = Report(flags.json, **others)
 
     worker = [sys.executable, "-m", f"{__package__}.sparsify_worker"]
     size = [str(flags.batch_size), str(flags.image_size)]
     steps = {
+        "ours": [*worker, "step", "sparsify", *size],
         "dense": [*worker, "step", "dense", *size],
-        "sparsify": [*worker, "step", "sparsify", *size],
     }
-    timings = alternate(steps, flags.turns)
     title = f"step, B={flags.batch_size}, {flags.image_size} px"
-    _show(title, timings, "sparsify", "dense")
+    report.add(title, alternate(steps, flags.turns))
 
     with tempfile.TemporaryDirectory() as folder:
         shapes = Path(folder) / "shapes.json"
         selections = {"ours": [*worker, "select", str(shapes)]}
         if flags.jaxpruner:
             script = str(_WORKERS / "jaxpruner_worker.py")
-            peer = str(flags.jaxpruner.resolve())
+            peer = str(flags.jaxpruner)
             selections["jaxpruner"] = [flags.jaxpruner_python, script, peer, str(shapes)]
-        shapes.write_text(json.dumps(shapes_of_resnet50()))
+        every = shapes_of_resnet50()
+        shapes.write_text(json.dumps(every))
         timings = alternate(selections, flags.turns)
-    _show("selection", timings, "jaxpruner", "ours")
-
-
-def _show(title: str, timings: dict[str, Timing], over: str, under: str) -> None:
-    text = "  ".join(f"{name} {timing}" for name, timing in timings.items())
-    if over in timings:
-        text += f"  {over} / {under} {timings[over].median / timings[under].median:.2f}"
-    print(f"{title:20s} {text}", flush=True)
+    # Each weight read, a byte of its mask written.
+    num_weights = sum(math.prod(shape) for shape in every.values())
+    report.add("selection", timings, Work(0, 5 * num_weights))
 
 
 if __name__ == "__main__":

@@ -9,91 +9,60 @@ steps; `run` is a training step as a run makes it, several in one program.
 """
 
 import argparse
-import json
-import os
-import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import date
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.ours import our_state, random_batch
-from experiments.benchmarks.roofline import Machine, Work
+from experiments.benchmarks.ours import our_config, our_state, random_batch
+from experiments.benchmarks.report import Report, flag_parser, folder_with, program, versions
+from experiments.benchmarks.roofline import Work
 
 MODES = ("train", "run", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a row for each case and mode, and writes them as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", type=_folder, help="a checkout of allenai/dnw")
-    parser.add_argument("--reference-python", default=sys.executable, type=_program)
+    """Prints a row for each case and mode."""
+    parser = flag_parser(__doc__)
+    is_checkout = folder_with("models/graphs", "checkout of allenai/dnw")
+    parser.add_argument("--reference", type=is_checkout, metavar="DIR")
+    parser.add_argument(
+        "--reference-python", default=sys.executable, type=program, metavar="PYTHON"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--turns", type=int, choices=range(1, 100), metavar="N", default=7)
-    parser.add_argument("--json", type=_new_file, help="where to write the numbers")
     flags = parser.parse_args(argv)
-    # This process and the workers share a GPU's memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    machine, rows = Machine.measured(), []
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}: {machine}", flush=True)
+    others = {}
+    if flags.reference:
+        others["reference"] = versions(flags.reference_python, "torch", "torchdiffeq")
+    report = Report(flags.json, **others)
     for name in flags.cases:
-        case = CASES[name]
-        work = Work.of_step(our_state(name, case.batch_size), random_batch(name, case.batch_size))
-        jax.clear_caches()  # the workers need the memory
+        work = _work(name)
         for mode in flags.modes:
             timings = _timed(name, mode, flags)
-            row: dict[str, Any] = {"case": name, "mode": mode, "batch_size": case.batch_size}
-            row |= {who: timing.seconds for who, timing in timings.items()}
-            if mode != "evaluate" and name != "continuous":
-                row |= {"work": asdict(work), "floor": work.floor(machine)}
-            rows.append(row)
-            print(_line(row, timings), flush=True)
-            if flags.json:
-                _write(flags.json, machine, rows)
+            target = {} if mode == "evaluate" else {"target": CASES[name].target}
+            title = f"{name} {mode} B={CASES[name].batch_size}"
+            report.add(title, timings, work[mode], **target)
 
 
-def _folder(text: str) -> Path:
-    path = Path(text).resolve()
-    if not (path / "models" / "graphs").is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no checkout of allenai/dnw")
-    return path
-
-
-def _program(text: str) -> str:
-    if not shutil.which(text):
-        raise argparse.ArgumentTypeError(f"{text} is no program")
-    return text
-
-
-def _new_file(text: str) -> Path:
-    path = Path(text)
-    if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    return path
-
-
-def _write(path: Path, machine: Machine, rows: list[dict[str, Any]]) -> None:
-    result = {
-        "date": str(date.today()),
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in ("jax", "flax")},
-        "measured": asdict(machine),
-        "rows": rows,
-    }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def _work(name: str) -> dict[str, Work]:
+    case = CASES[name]
+    if case.products:
+        num_nodes = our_config(name, case.batch_size).model.num_nodes
+        states = case.batch_size * (case.image_size // 4) ** 2 * num_nodes
+        train, evaluate = (
+            Work(times * 2 * states * num_nodes, times * 4 * states) for times in case.products
+        )
+    else:
+        state, batch = our_state(name, case.batch_size), random_batch(name, case.batch_size)
+        train, evaluate = Work.of_step(state, batch), Work.of_evaluation(state, batch)
+        jax.clear_caches()  # the workers need the memory
+    return {"train": train, "run": train, "evaluate": evaluate}
 
 
 def _timed(name: str, mode: str, flags: argparse.Namespace) -> dict[str, Timing]:
@@ -109,19 +78,6 @@ def _timed(name: str, mode: str, flags: argparse.Namespace) -> dict[str, Timing]
         subprocess.run([*theirs, start, size], check=True)
         commands = {"ours": [*ours, start], "reference": [*theirs, mode, size]}
         return alternate(commands, flags.turns)
-
-
-def _line(row: dict[str, Any], timings: dict[str, Timing]) -> str:
-    text = f"{row['case']:13s} {row['mode']:8s} B={row['batch_size']:<3d}  "
-    text += "  ".join(f"{who} {timing}" for who, timing in timings.items())
-    if "reference" in timings:
-        text += f"  reference / ours {timings['reference'].median / timings['ours'].median:.2f}"
-        target = CASES[row["case"]].target
-        text += f" (target {target})" * (row["mode"] != "evaluate")
-    if "floor" in row:
-        work, reached = Work(**row["work"]), row["floor"] / timings["ours"].median
-        text += f"  floor {row['floor']:.3f} s ({work}): {reached:.0%} of it reached"
-    return text
 
 
 if __name__ == "__main__":
