@@ -10,7 +10,7 @@ from dnw_jax import workdir as layout
 from dnw_jax.config import validate
 from dnw_jax.feed import Feed, open_feed
 from dnw_jax.metrics import Sums
-from dnw_jax.report import profiles, said, tell_changes
+from dnw_jax.report import profiles, said, seed_in, tell_changes
 from dnw_jax.train_state import TrainState, evaluate_step, settled
 
 
@@ -39,8 +39,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     results = evaluate_all(state, feed, config.batch_size, mesh)
     steps, count = [int(each.step) for each in states], results[0]["num_examples"]
     for place, values, at in zip(own, results, steps, strict=True):
-        name = f"{place.name}, " if len(own) > 1 else ""
-        print(f"{name}step {at}: test {said(values)} over {count} examples")
+        print(f"{seed_in(own, place)}step {at}: test {said(values)} over {count} examples")
         layout.write_evaluation(place, {**values, "step": at, "changed": changed})
     if len(own) == 1:
         return results[0]
@@ -55,14 +54,16 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
 def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
     """Prints what the network of a checkpoint costs; arguments and errors as those of `evaluate`.
 
-    MobileNetV1-like chains also as the published code counts them.
+    MobileNetV1-like chains also as the published code counts them. Of several seeds each network.
     """
     validate(config)
-    layout.changes(Path(workdir), config)
-    state, _ = layout.load_state(workdir, step, config)
-    print(f"step {int(state.step)}, one image of {config.dataset.image_size} pixels a side:")
-    for line in profiles(state.model(), config):
-        print(line)
+    workdir = Path(workdir)
+    layout.changes(workdir, config)
+    own, size = replicas.places(config, workdir), config.dataset.image_size
+    for place, recipe in zip(own, replicas.recipes(config), strict=True):
+        state, _ = layout.load_state(place, step, recipe)
+        print(f"{seed_in(own, place)}step {int(state.step)}, one image of {size} pixels a side:")
+        print("\n".join(profiles(state.model(), recipe)))
 
 
 def evaluate_all(

@@ -68,6 +68,11 @@ def said(values: dict[str, float]) -> str:
     return f"{loss}, test {accuracy}"
 
 
+def seed_in(places: list[Path], place: Path) -> str:
+    """The start of a line about one of several seeds; nothing, if it is the only one."""
+    return f"{place.name}, " if len(places) > 1 else ""
+
+
 def conclude(
     workdir: Path,
     places: list[Path],
@@ -80,11 +85,12 @@ def conclude(
         return
     print(profile(states[0].model(), configs[0].dataset.image_size))
     for place, checkpoints in zip(places, all_checkpoints, strict=True):
-        name = f"{place.name}, " if len(places) > 1 else ""
         for which, step in (("last", checkpoints.latest), ("best", checkpoints.best)):
             accuracy = None if step is None else checkpoints.accuracy(step)
             if accuracy is not None:
-                print(f"{name}{which}: test accuracy {accuracy:.2%} (step {step})")
+                print(
+                    f"{seed_in(places, place)}{which}: test accuracy {accuracy:.2%} (step {step})"
+                )
     pictures = any((places[0] / layout.WIRING).glob("*.png"))
     each = workdir / "seed_*" if len(places) > 1 else workdir
     curves = workdir if len(places) > 1 else workdir / layout.TENSORBOARD

@@ -71,6 +71,14 @@ def test_evaluation_of_all_seeds(workdir: Path, capsys: pytest.CaptureFixture[st
     assert (noted["step"], noted["num_examples"]) == (10, means["num_examples"])
 
 
+def test_profiles_of_all_seeds(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--mode=profile", f"--workdir={workdir}"]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("seed_")] == [
+        f"{folder}, step 10, one image of 8 pixels a side:" for folder in FOLDERS
+    ]
+
+
 def test_another_number_of_seeds_is_another_run(
     workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

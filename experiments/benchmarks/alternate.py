@@ -22,7 +22,8 @@ class Timing:
 
     def __str__(self) -> str:
         low, high = min(self.seconds), max(self.seconds)
-        return f"{self.median:.3f} s ({low:.3f} .. {high:.3f})"
+        unit, number = ("s", 1.0) if self.median >= 1 else ("ms", 1e3)
+        return f"{number * self.median:.4g} {unit} ({number * low:.4g} .. {number * high:.4g})"
 
 
 def alternate(

@@ -71,11 +71,11 @@ def _with_gradients(convolution: Convolution) -> Convolution:
 
 
 def _looped(one: Convolution) -> Convolution:
-    @jax.jit
-    def loop(planes: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.fori_loop(0, _ITERATIONS, lambda _, planes: one(planes, kernel), planes)
+    @jax.jit  # the number is an argument: XLA would write few iterations one after the other
+    def loop(planes: jax.Array, kernel: jax.Array, number: int) -> jax.Array:
+        return lax.fori_loop(0, number, lambda _, planes: one(planes, kernel), planes)
 
-    return loop
+    return lambda planes, kernel: loop(planes, kernel, _ITERATIONS)
 
 
 def _in_turn(
