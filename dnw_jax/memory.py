@@ -1,6 +1,7 @@
 """Memory that is freed stays with the process, for its next step."""
 
 import ctypes
+import os
 import sys
 
 # As glibc's malloc.h numbers them, and what is asked for.
@@ -16,9 +17,11 @@ def keep_freed_memory() -> bool:
 
     A step on a CPU allocates its buffers anew. The system clears their pages, which takes up to an
     eighth of the time of a step. Best called before other threads start. The process stays as large
-    as it was at its largest. Gives whether the C library can do that; glibc can.
+    as it was at its largest, which is up to twice as large as otherwise. Gives whether it does that:
+    only with glibc, and not if a MALLOC_... variable or GLIBC_TUNABLES says how memory is to be used.
     """
-    if sys.platform != "linux":
+    decided = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if decided or sys.platform != "linux":
         return False
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     return set_option is not None and all(
