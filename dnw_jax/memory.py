@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     A step on a CPU allocates its buffers anew. The system clears their pages, which takes up to an
     eighth of the time of a step. Best called before other threads start. The process stays as large
-    as it was at its largest, which is up to twice as large as otherwise. Gives whether it does that:
-    only with glibc, and not if a MALLOC_... variable or GLIBC_TUNABLES says how memory is to be used.
+    as it was at its largest, up to twice as large as otherwise. Gives whether it does that: only
+    with glibc, and not if MALLOC_... variables or GLIBC_TUNABLES say how memory is to be used.
     """
     decided = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if decided or sys.platform != "linux":
