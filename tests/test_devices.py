@@ -6,9 +6,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import ROOT, checkpoint_steps, rows, run
+from jax import export
+from small_runs import DIGITS, ROOT, SMALL, checkpoint_steps, rows, run
+
+from dnw_jax.config import load_config
+from dnw_jax.models import build_model
+from dnw_jax.train_state import create_train_state, update
 
 WIRINGS = ("static", "continuous")
 FIELDS = {"num_steps": "3", "log__every_steps": "1"}
@@ -88,3 +94,21 @@ def test_a_batch_that_cannot_be_split_is_refused(eight: tuple[Path, str, str]) -
     assert trained == ""
     assert evaluated.endswith("over 200 examples\nexit code 0\n")
     assert eight[2] == "error: batch_size is 36; it must be a multiple of 8 (the devices)\n"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_step_can_be_lowered_for_other_platforms(platform: str, wiring: str) -> None:
+    """Which takes the branches that a CPU does not; without a compiler for them, no further."""
+    config = load_config(DIGITS, SMALL | {"model.wiring": wiring})
+    state = create_train_state(config, build_model(config), steps_per_epoch=16)
+    batch = {"image": jnp.zeros((32, 8, 8, 1)), "label": jnp.zeros(32, jnp.int32)}
+    leaves, structure = jax.tree.flatten((state, batch))
+
+    def step(*leaves: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(update(*jax.tree.unflatten(structure, leaves)))
+
+    exported = export.export(jax.jit(step), platforms=[platform])(*leaves)
+    assert exported.platforms == (platform,)
+    expected = jax.tree.leaves(jax.eval_shape(update, state, batch))
+    assert [each.shape for each in exported.out_avals] == [each.shape for each in expected]
