@@ -21,9 +21,12 @@ class Timing:
         return median(self.seconds)
 
     def __str__(self) -> str:
-        low, high = min(self.seconds), max(self.seconds)
-        unit, number = ("s", 1.0) if self.median >= 1 else ("ms", 1e3)
-        return f"{number * self.median:.4g} {unit} ({number * low:.4g} .. {number * high:.4g})"
+        return f"{said(self.median)} ({said(min(self.seconds))} .. {said(max(self.seconds))})"
+
+
+def said(seconds: float) -> str:
+    """With three digits, in s or ms."""
+    return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 
 
 def alternate(

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.alternate import Timing
+from experiments.benchmarks.alternate import Timing, said
 from experiments.benchmarks.roofline import Machine, Work
 
 
@@ -125,13 +125,9 @@ class Report:
         if work:
             floor = work.floor(self.machine)
             row |= {"work": asdict(work), "floor": floor}
-            text += f"  floor {_milliseconds(floor)} ({work}): {floor / ours:.0%} of it reached"
+            text += f"  floor {said(floor)} ({work}): {floor / ours:.0%} of it reached"
         text += "".join(f"  {what} {value}" for what, value in more.items())
         self._rows.append(row)
         print(text, flush=True)
         if self._path:
             self._path.write_text(json.dumps({**self._about, "rows": self._rows}, indent=1) + "\n")
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
