@@ -8,7 +8,6 @@ from pathlib import Path
 
 from absl import logging
 
-from dnw_jax import memory
 from dnw_jax.config import CONFIG_FILE, load_config
 from dnw_jax.errors import UserError
 
@@ -23,7 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)
     try:
         config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
-        memory.keep_freed_memory()
         # Late, because jax takes a second: help and wrong settings need none of it.
         from dnw_jax import compiled, evaluate, train  # noqa: PLC0415
 

@@ -80,8 +80,7 @@ MAY_IMPORT = {
     }
     | BASE,
     "compiled": set(),
-    "memory": set(),
-    "main": {"compiled", "memory", "evaluate", "train"} | BASE,
+    "main": {"compiled", "evaluate", "train"} | BASE,
 }
 STDLIB = set(sys.stdlib_module_names)
 OTHERS = {

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
-from dnw_jax.memory import keep_freed_memory
 from experiments.benchmarks.alternate import Timing
 from experiments.benchmarks.report import Report, flag_parser
 from experiments.benchmarks.roofline import Work
@@ -29,7 +28,6 @@ Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each shape and pass."""
     flags = flag_parser(__doc__).parse_args(argv)
-    keep_freed_memory()
     report = Report(flags.json)
     for batch, size, nodes in SHAPES:
         planes = jax.random.normal(jax.random.key(0), (batch, size, size, nodes))

@@ -2,8 +2,7 @@
 
 Modes: `train` and `evaluate` call one step at a time; `run` makes several training steps in one
 program, as a run on images that live on the device does, cropped and flipped there. The start is
-a file by `reference_step`: then both begin with the same weights and images. Freed memory is kept,
-as the command line does.
+a file by `reference_step`: then both begin with the same weights and images.
 """
 
 import sys
@@ -15,7 +14,6 @@ import numpy as np
 
 from dnw_jax import data
 from dnw_jax.feed import train_steps
-from dnw_jax.memory import keep_freed_memory
 from dnw_jax.metrics import Sums
 from dnw_jax.train import TrainState, evaluate_step, train_step
 from experiments.benchmarks.alternate import serve
@@ -26,7 +24,6 @@ _STEPS_IN_RUN = 4
 
 def main(name: str, mode: str, batch_size: str, start: str | None = None) -> None:
     """Serves steps until killed."""
-    keep_freed_memory()
     state, batch = our_state(name, int(batch_size), start), random_batch(name, int(batch_size))
     if start:
         with np.load(start) as arrays:

@@ -9,7 +9,6 @@ from jax import lax
 
 import dnw_jax
 from dnw_jax.graphs.initialization import uniform_fan_in
-from dnw_jax.memory import keep_freed_memory
 from experiments.benchmarks.alternate import serve
 
 SHAPES = ((32, 64), (192, 256), (384, 512), (2816, 3072), (1536, 2048))
@@ -38,7 +37,6 @@ METHODS = ("ours", *THRESHOLDS)
 
 def main(method: str) -> None:
     """Serves selections until killed."""
-    keep_freed_memory()
     keys = jax.random.split(jax.random.key(0), len(SHAPES))
     weights = [
         uniform_fan_in(shape[0])(key, shape) for key, shape in zip(keys, SHAPES, strict=True)
