@@ -23,6 +23,7 @@ SERVES = "from experiments.benchmarks.alternate import serve; serve(lambda: None
         ),
         (["--reference-python=nothing"], "nothing is no program"),
         (["--json=/nowhere/times.json"], "there is no folder /nowhere"),
+        (["--json=/"], "/ is a folder; name a file in it"),
     ],
 )
 def test_wrong_arguments(

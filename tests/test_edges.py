@@ -1,6 +1,7 @@
 """Which edges are real: exactly k, by magnitude, first index first; and what learns."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import dnw_jax
 from dnw_jax.edges import edge_budget, edge_mask, straight_through, top_edges
+from dnw_jax.edges.select import edge_masks
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -283,7 +285,9 @@ LARGE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] =
 
 
 @pytest.mark.parametrize("name", LARGE)
-@pytest.mark.parametrize("shape", [(211, 190), (40_000,), (3, 3, 64, 70), (1, 70_001)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(211, 190), (40_000,), (3, 3, 64, 70), (1, 70_001), (20_000, 2)], ids=str
+)
 def test_large_arrays(name: str, shape: tuple[int, ...]) -> None:
     """Larger than a sample."""
     rng = np.random.default_rng(len(name))
@@ -309,6 +313,22 @@ def test_large_arrays_mapped() -> None:
     counts = jnp.array([17, 4000, 40_000])
     for own, count, mask in zip(weights, counts, jax.vmap(edge_mask)(weights, counts), strict=True):
         same(mask, oracle(own, int(count)))
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (0, 0), (3, 0, 5)], ids=str)
+def test_empty_arrays_among_others(sizes: tuple[int, ...]) -> None:
+    weights = [jnp.ones((size, 2)) for size in sizes]
+    for count in range(2 * sum(sizes) + 1):
+        masks = edge_masks(weights, count)
+        chosen = np.concatenate([np.asarray(mask).ravel() for mask in masks])
+        np.testing.assert_array_equal(chosen, np.arange(chosen.size) < count)
+
+
+def test_ties_are_searched_only_where_there_are_any() -> None:
+    text = compiled_mask.lower(jnp.zeros((300, 301)), 5).compile().as_text()
+    outside = text[text.index("ENTRY") :]
+    assert "while" in outside
+    assert not re.search(r"s32\[301\]", outside)  # how many ties lie in each column
 
 
 def test_sharded_over_eight_devices() -> None:

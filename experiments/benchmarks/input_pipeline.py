@@ -21,9 +21,8 @@ import numpy as np
 import dnw_jax
 from dnw_jax import data, devices
 from dnw_jax.data.photographs import training_image
-from experiments.benchmarks.alternate import Timing
+from experiments.benchmarks.alternate import Timing, said
 from experiments.benchmarks.report import Report, count, flag_parser, folder_with, versions
-from experiments.benchmarks.roofline import Work
 
 _BATCHES_IN_TURN = 4
 
@@ -43,14 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for workers in flags.workers:
         timings = _timed(flags, workers)
         ours = timings["ours"].median
-        # Each pixel written by the worker, and copied to the device.
-        work = Work(0, 2 * 3 * flags.batch_size * flags.image_size**2)
+        floor = timings["one core"].median / min(workers, cores)
         report.add(
-            f"{workers} workers, {flags.image_size} px",
+            f"workers {workers}, {flags.image_size} px",
             timings,
-            work,
             images_per_second=round(flags.batch_size / ours),
-            share_of_decoding=round(timings["one core"].median / min(workers, cores) / ours, 2),
+            floor=said(floor),
+            share_of_floor_reached=round(floor / ours, 2),
         )
 
 

@@ -40,6 +40,8 @@ def count(text: str) -> int:
 def new_file(text: str) -> Path:
     """A file in a folder that there is."""
     path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     return path
