@@ -1,9 +1,7 @@
 """Every configuration file, wiring and rule takes a step through `main`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from small_runs import ROOT, checkpoint_steps, rows, run
@@ -16,13 +14,6 @@ TFDS = ROOT.parent / "shared" / "data" / "tfds"
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(autouse=True)
-def _forget_compiled_programs() -> Iterator[None]:
-    """After each test: the programs of all these models take more maps than a process may have."""
-    yield
-    jax.clear_caches()
 
 
 def flags(fields: list[str]) -> list[str]:

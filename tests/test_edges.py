@@ -332,9 +332,9 @@ def test_ties_are_searched_only_where_there_are_any() -> None:
 
 
 def test_sharded_over_eight_devices() -> None:
-    """The same choice, by all-reduces of counts: of many weights no more than a sample moves."""
+    """The same choice, by all-reduces of counts: no device sees another's weights."""
     code = """
-import math, re
+import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from dnw_jax import edge_mask, top_edges
@@ -357,11 +357,8 @@ for exact, dtype, spec in (
             np.testing.assert_array_equal(np.asarray(kept) != 0, expected)
     text = choose.lower(sharded).compile().as_text()
     assert "all-reduce" in text
-    moved = re.findall(r"= ([^=]*?) (?:all-gather|all-to-all|collective-permute)\\(", text)
-    shapes = re.findall(r"\\[([0-9,]*)\\]", " ".join(moved))
-    assert shapes  # the sample's
-    most = max(math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes)
-    assert most < exact.size / (10 if exact is large else 1), moved
+    moves = r"all-gather|all-to-all|collective-permute"
+    assert not re.search(moves, text), re.search(f".*({moves}).*", text)
 print("done")
 """
     flags = "--xla_force_host_platform_device_count=8"

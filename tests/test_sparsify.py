@@ -527,7 +527,6 @@ def test_the_state_jits_maps_and_checkpoints(rule: str, tmp_path: Path) -> None:
 
 
 SHARDED = """
-import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import dnw_jax
@@ -551,10 +550,7 @@ for spec in (P("a"), P(None, "b"), P("a", "b")):
         expected, _ = sparsifier.apply(plain, sparsifier.init(plain, jax.random.key(1)))
         np.testing.assert_array_equal(effective, expected["kernel"])
         if rule == "dnw":
-            text = apply.lower(params, state).compile().as_text()
-            gathered = re.findall(r"= ([^=]*?) all-gather\\(", text)
-            assert gathered  # a sample
-            assert not any("[128,64]" in shapes for shapes in gathered), gathered
+            assert "all-gather" not in apply.lower(params, state).compile().as_text()
 print("done")
 """
 

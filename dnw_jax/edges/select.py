@@ -5,8 +5,8 @@ the rest is found by counting how many lie above a candidate: O(size) each, with
 Several candidates are counted in one pass over the weights: first the quantiles of a sample, then
 where the k-th lies if the values in between are evenly spread, until exactly k lie above one. As a
 rule that takes three to six passes; borders of four parts of the bits are counted, too, so that it
-never takes more than some eighteen. Under jit with a sharded input a count is an all-reduce; but
-for the sample no weights are gathered.
+never takes more than some eighteen. Under jit with a sharded input each count is an all-reduce, and
+no weight leaves its device.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
@@ -78,7 +79,7 @@ def _bits(weights: Float[Array, "*shape"]) -> int:
     return jnp.finfo(weights.dtype).bits
 
 
-_SAMPLE_SIZE = 1024  # of all arrays together; up to twice as many along each axis
+_SAMPLE_SIZE = 1024  # of all arrays together
 _LONG_ROW = 64
 # Standard deviations from where the sample has the k-th.
 _AROUND = (-3.0, -1.0, 0.0, 1.0, 3.0)
@@ -161,45 +162,50 @@ def _true_along(mask: Bool[Array, "..."], axes: tuple[int, ...]) -> Int[Array, "
 def _counts_from(
     weights: Float[Array, "*shape"], candidates: UInt[Array, " number"]
 ) -> Int[Array, " number"]:
-    """How many magnitudes are >= each candidate: in one pass, which XLA:CPU vectorises."""
+    """How many magnitudes are >= each candidate."""
     magnitude = magnitude_bits(weights)
     masks = [magnitude >= candidate for candidate in candidates]
+    if jax.device_count() > 1:  # over which the weights may be spread
+        return _sums(*masks)
+    return lax.platform_dependent(*masks, cpu=_sums_in_one_pass, default=_sums)
+
+
+def _sums(*masks: Bool[Array, "*shape"]) -> Int[Array, " number"]:
+    """Of sharded masks an all-reduce; and one pass, too, on GPU and TPU."""
+    return jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks])
+
+
+def _sums_in_one_pass(*masks: Bool[Array, "*shape"]) -> Int[Array, " number"]:
+    """In a form that XLA:CPU vectorises; what is sharded along the last axis would be gathered."""
     operands = tuple(mask.astype(jnp.int32) for mask in masks)
     zeros = (jnp.int32(0),) * len(masks)
-    axes = tuple(range(weights.ndim))
-    if weights.shape[-1:] >= (_LONG_ROW,):  # then the cores share the rows
+    axes = tuple(range(masks[0].ndim))
+    if masks[0].shape[-1:] >= (_LONG_ROW,):  # then the cores share the rows
         axes = axes[-1:]
     rows = lax.reduce(operands, zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
     return jnp.stack([jnp.sum(row, dtype=jnp.int32) for row in rows])
 
 
 def _quantiles(weights: list[Array], count: Array) -> Array:
-    """Where the k-th may lie, by a sample: itself, the next one above it, some beside it."""
-    share = _SAMPLE_SIZE / len(weights)
-    samples = [magnitude_bits(_sample(each, share)).ravel() for each in weights]
-    stands_for = [
-        jnp.full(sample.size, each.size / max(sample.size, 1), jnp.float32)
-        for sample, each in zip(samples, weights, strict=True)
-    ]
-    smallest_first = lax.sort((jnp.concatenate(samples), jnp.concatenate(stands_for)), num_keys=1)
-    values, numbers = (each[::-1] for each in smallest_first)
-    rank = jnp.cumsum(numbers)
-    size, wanted = rank[-1], count.astype(jnp.float32)
-    deviation = jnp.sqrt(wanted * jnp.maximum(size - wanted, 0) / len(values))
-    ranks = wanted + jnp.array(_AROUND, jnp.float32) * deviation
-    places = jnp.searchsorted(rank, ranks)
-    found = values[jnp.minimum(places, len(values) - 1)]
-    return jnp.append(found, found[len(_AROUND) // 2] + 1)
+    """Where the k-th may lie, by a sample: some places around, and the one above the middle."""
+    size = sum(each.size for each in weights)
+    samples = [_sample(each, math.ceil(_SAMPLE_SIZE * each.size / size)) for each in weights]
+    ordered = jnp.sort(magnitude_bits(jnp.concatenate(samples)))[::-1]
+    part = count.astype(jnp.float32) / size
+    deviation = jnp.sqrt(part * (1 - part) / len(ordered))
+    parts = part + jnp.array(_AROUND, jnp.float32) * deviation
+    places = jnp.clip(jnp.ceil(parts * len(ordered)).astype(jnp.int32) - 1, 0, len(ordered) - 1)
+    found = ordered[places]
+    # If few are wanted, the sample may hold none of them.
+    twice = magnitude_bits(2 * lax.bitcast_convert_type(ordered[0], weights[0].dtype))
+    return jnp.append(found, jnp.stack([found[len(_AROUND) // 2] + 1, twice]))
 
 
-def _sample(weights: Array, size: float) -> Array:
-    """About `size` of them or some more, evenly spread: every 2**n-th along each axis.
-
-    So that sharded axes, which are multiples of such a power, are sampled where they lie.
-    """
-    side = max(round(size ** (1 / max(sum(n > 1 for n in weights.shape), 1))), 1)
-    strides = [2 ** max(0, (n // side).bit_length() - 1) for n in weights.shape]
-    return lax.slice(weights, (0,) * weights.ndim, weights.shape, strides)
+def _sample(weights: Float[Array, "*shape"], number: int) -> Float[Array, " number"]:
+    """Evenly spread ones: a gather, which leaves a sharded array where it is."""
+    golden = (5**0.5 - 1) / 2
+    places = (np.arange(number) * golden % 1 * weights.size).astype(np.int64)
+    return jnp.atleast_1d(weights)[np.unravel_index(places, weights.shape or (1,))]
 
 
 def _guesses(bracket: _Bracket, count: Array, dtype: jnp.dtype) -> Array:
@@ -260,12 +266,25 @@ def _end_of_first(mask: Bool[Array, "*shape"], count: Int[Array, ""]) -> Int[Arr
     for axis, stride in enumerate(_strides(mask.shape)):
         others = tuple(other for other in range(mask.ndim) if other != axis)
         inside = _true_along(mask, others)
-        until = jnp.cumsum(inside)
-        place = jnp.argmax(until >= left)
-        left -= (until - inside)[place]
-        last += place.astype(jnp.int32) * stride
+        place, before = _place_of(left, inside)
+        left -= before
+        last += place * stride
         mask &= lax.broadcasted_iota(jnp.int32, mask.shape, axis) == place
     return jnp.where(count > 0, last + 1, 0)
+
+
+def _place_of(nth: Int[Array, ""], numbers: Int[Array, " n"]) -> tuple[Array, Array]:
+    """In which place the `nth` is, and how many come before that: no sharded array is gathered."""
+    index = lax.iota(jnp.int32, len(numbers))
+
+    def before(place: Int[Array, ""]) -> Int[Array, ""]:
+        return jnp.sum(numbers, where=index < place, dtype=jnp.int32)
+
+    place = jnp.int32(0)
+    for bit in reversed(range(len(numbers).bit_length())):
+        further = place + (1 << bit)
+        place = jnp.where(before(further) < nth, further, place)
+    return place, before(place)
 
 
 def _flat_index(shape: tuple[int, ...]) -> Int[Array, "*shape"]:
