@@ -1,5 +1,6 @@
 """What the benchmarks say of wrong arguments; and that their workers make steps."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ SERVES = "from experiments.benchmarks.alternate import serve; serve(lambda: None
             "/nowhere is no checkout of allenai/dnw: there",
         ),
         (["--reference-python=nothing"], "nothing is no program"),
+        ([f"--reference-python={shutil.which('true')}"], "true is no Python interpreter"),
+        (["--reference-python", sys.executable], f"{sys.executable} lacks"),
         (["--json=/nowhere/times.json"], "there is no folder /nowhere"),
         (["--json=/"], "/ is a folder; name a file in it"),
     ],

@@ -23,7 +23,7 @@ from experiments.benchmarks.report import (
     count,
     flag_parser,
     folder_with,
-    program,
+    interpreter,
     versions,
 )
 from experiments.benchmarks.roofline import Work
@@ -35,10 +35,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints what each takes for all images."""
     parser = flag_parser(__doc__)
     is_dataset = folder_with("imagenet2012", "folder of TFDS's datasets")
-    parser.add_argument("--data-dir", required=True, type=is_dataset, metavar="DIR")
-    parser.add_argument("--tensorflow-python", type=program, metavar="PYTHON")
-    parser.add_argument("--reencode", action="store_true")
-    parser.add_argument("--images", type=count, metavar="N", default=200)
+    parser.add_argument(
+        "--data-dir", required=True, type=is_dataset, metavar="DIR", help="ImageNet's"
+    )
+    parser.add_argument(
+        "--tensorflow-python",
+        type=interpreter("tensorflow-cpu"),
+        metavar="PYTHON",
+        help="one with tensorflow-cpu",
+    )
+    parser.add_argument("--reencode", action="store_true", help="at the size of ImageNet's files")
+    parser.add_argument("--images", type=count, metavar="N", default=200, help="how many")
     flags = parser.parse_args(argv)
     others = {"images": versions(sys.executable, "simplejpeg", "opencv-python-headless", "pillow")}
     if flags.tensorflow_python:

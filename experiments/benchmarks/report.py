@@ -1,6 +1,7 @@
 """What benchmarks share: their flags, the machine they run on, and the file of their numbers."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -22,12 +23,14 @@ from experiments.benchmarks.roofline import Machine, Work
 def flag_parser(doc: str, turns: int = 7) -> argparse.ArgumentParser:
     """With the flags that every benchmark has; `doc` is the docstring of its module."""
     about, _, usage = doc.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--turns", type=count, metavar="N", default=turns, help="of each")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="where to write the numbers")
+    parser = argparse.ArgumentParser(description=about, epilog=usage, formatter_class=_Help)
+    parser.add_argument("--turns", type=count, metavar="N", default=turns, help="timed, of each")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="to write the numbers to")
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after what a flag is, and lines as they are written."""
 
 
 def count(text: str) -> int:
@@ -67,16 +70,46 @@ def folder_with(inside: str, name: str) -> Callable[[str], Path]:
 
 
 def versions(python: str, *packages: str) -> dict[str, str]:
-    """Of an interpreter and of packages that it has."""
+    """Of an interpreter and of packages in it.
+
+    Raises:
+      argparse.ArgumentTypeError: `python` is no interpreter, or lacks one of them.
+    """
     code = """
 import json, platform, sys
 from importlib import metadata
 have = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-named = {name: have.get(name, "not installed") for name in sys.argv[1:]}
+named = {name: have.get(name) for name in sys.argv[1:]}
 print(json.dumps({"python": platform.python_version()} | named))
 """
-    done = subprocess.run([python, "-c", code, *packages], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    done = subprocess.run([python, "-c", code, *packages], capture_output=True, check=False)
+    if done.returncode or not done.stdout.startswith(b"{"):
+        raise argparse.ArgumentTypeError(f"{python} is no Python interpreter")
+    found = json.loads(done.stdout)
+    if missing := [name for name in packages if not found[name]]:
+        raise argparse.ArgumentTypeError(
+            f"{python} lacks {', '.join(missing)}: {python} -m pip install {' '.join(missing)}"
+        )
+    return found
+
+
+def interpreter(*packages: str) -> Callable[[str], str]:
+    """Of a flag: a Python that has `packages`."""
+
+    def with_packages(text: str) -> str:
+        versions(program(text), *packages)
+        return text
+
+    return with_packages
+
+
+def _processor() -> str:
+    """What the system calls it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class Report:
@@ -96,12 +129,13 @@ class Report:
         self._path, self._rows = path, list[dict[str, Any]]()
         self._about = {
             "date": str(date.today()),
-            "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
+            "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()}",
             "device": jax.devices()[0].device_kind,
             "versions": {"ours": ours, **others},
             "measured": asdict(self.machine),
         }
-        print(f"{jax.devices()[0].device_kind}: {self.machine}")
+        print(f"{self._about['date']}, {self._about['machine']}")
+        print(f"{self._about['device']}: {self.machine}")
         for who, each in {"ours": ours, **others}.items():
             print(f"{who}: " + ", ".join(" ".join(pair) for pair in each.items()), flush=True)
 
@@ -110,26 +144,33 @@ class Report:
         name: str,
         timings: Mapping[str, Timing],
         work: Work | None = None,
+        target: float | None = None,
         **more: Any,
     ) -> None:
-        """A row: what each took in its turns; with their `work`, how close "ours" is to its floor.
+        """What each took in its turns; with their `work`, how close "ours" is to its floor.
 
-        The ratio of the medians of each and of "ours" follows its times. What is said in `more` is
-        printed, too.
+        The ratio of the medians of each and of "ours" follows its times. `target` is what that of
+        the last shall be at least. What is said in `more` is printed, too.
         """
         ours = timings["ours"].median
         row = {"name": name, **more}
         row["seconds"] = {who: timing.seconds for who, timing in timings.items()}
-        text = f"{name:24s}"
+        lines = {who: str(timing) for who, timing in timings.items()}
         for who, timing in timings.items():
-            ratio = f" = {timing.median / ours:.2f} x ours" * (who != "ours")
-            text += f"  {who} {timing}{ratio}"
+            if who != "ours":
+                lines[who] += f"  {timing.median / ours:.2f} x ours"
+        last, ratio = who, timing.median / ours
+        if target and last != "ours":
+            row["target"] = target
+            lines[last] += f", of {target} at least: {'met' if ratio >= target else 'MISSED'}"
         if work:
             floor = work.floor(self.machine)
             row |= {"work": asdict(work), "floor": floor}
-            text += f"  floor {said(floor)} ({work}): {floor / ours:.0%} of it reached"
-        text += "".join(f"  {what} {value}" for what, value in more.items())
+            lines["floor"] = f"{said(floor)} ({work})  {floor / ours:.0%} of it reached"
+        lines |= {what.replace("_", " "): str(value) for what, value in more.items()}
         self._rows.append(row)
-        print(text, flush=True)
+        print(name)
+        for what, said_of_it in lines.items():
+            print(f"  {what:15s} {said_of_it}", flush=True)
         if self._path:
             self._path.write_text(json.dumps({**self._about, "rows": self._rows}, indent=1) + "\n")

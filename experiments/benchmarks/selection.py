@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.alternate import alternate
-from experiments.benchmarks.report import Report, flag_parser, program, versions
+from experiments.benchmarks.report import Report, flag_parser, interpreter, versions
 from experiments.benchmarks.roofline import Work
 from experiments.benchmarks.selection_worker import METHODS, SHAPES
 
@@ -21,8 +21,12 @@ from experiments.benchmarks.selection_worker import METHODS, SHAPES
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints one row."""
     parser = flag_parser(__doc__, turns=9)
-    parser.add_argument("--torch-python", type=program, metavar="PYTHON")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--torch-python", type=interpreter("torch"), metavar="PYTHON", help="one with torch"
+    )
+    parser.add_argument(
+        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="beside ours"
+    )
     flags = parser.parse_args(argv)
     worker = [sys.executable, "-m", f"{__package__}.selection_worker"]
     commands = {name: [*worker, name] for name in dict.fromkeys(["ours", *flags.methods])}
@@ -34,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = Report(flags.json, **others)
     num_edges = sum(math.prod(shape) for shape in SHAPES)
     title = f"{num_edges / 1e6:.1f} million edges"
-    report.add(title, alternate(commands, flags.turns), Work(0, 8 * num_edges))
+    target = 15 if flags.torch_python else None
+    report.add(title, alternate(commands, flags.turns), Work(0, 8 * num_edges), target)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from experiments.benchmarks.report import (
     count,
     flag_parser,
     folder_with,
-    program,
+    interpreter,
     versions,
 )
 from experiments.benchmarks.roofline import Work
@@ -36,16 +36,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each comparison."""
     parser = flag_parser(__doc__)
     is_checkout = folder_with("jaxpruner", "checkout of google-research/jaxpruner")
-    parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR")
+    packages = ("jax", "flax", "optax", "chex", "ml_collections")
+    parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR", help="a peer")
     parser.add_argument(
-        "--jaxpruner-python", default=sys.executable, type=program, metavar="PYTHON"
+        "--jaxpruner-python",
+        default=sys.executable,
+        type=interpreter(*packages),
+        metavar="PYTHON",
+        help="that runs it",
     )
-    parser.add_argument("--batch-size", type=count, metavar="N", default=32)
-    parser.add_argument("--image-size", type=count, metavar="N", default=64)
+    parser.add_argument("--batch-size", type=count, metavar="N", default=32, help="of a step")
+    parser.add_argument("--image-size", type=count, metavar="N", default=64, help="in pixels")
     flags = parser.parse_args(argv)
     others = {}
     if flags.jaxpruner:
-        others["jaxpruner"] = versions(flags.jaxpruner_python, "jax", "flax")
+        others["jaxpruner"] = versions(flags.jaxpruner_python, *packages)
     report = Report(flags.json, **others)
 
     worker = [sys.executable, "-m", f"{__package__}.sparsify_worker"]
@@ -55,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "dense": [*worker, "step", "dense", *size],
     }
     title = f"step, B={flags.batch_size}, {flags.image_size} px"
-    report.add(title, alternate(steps, flags.turns))
+    timed_steps = alternate(steps, flags.turns)
+    report.add(title, timed_steps)
 
     with tempfile.TemporaryDirectory() as folder:
         shapes = Path(folder) / "shapes.json"
@@ -69,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         timings = alternate(selections, flags.turns)
     # Each weight read, a byte of its mask written.
     num_weights = sum(math.prod(shape) for shape in every.values())
-    report.add("selection", timings, Work(0, 5 * num_weights))
+    share = timings["ours"].median / timed_steps["ours"].median
+    part = f"{share:.1%}, of 25% at most: {'met' if share <= 0.25 else 'MISSED'}"
+    report.add("selection", timings, Work(0, 5 * num_weights), part_of_a_step=part)
 
 
 if __name__ == "__main__":

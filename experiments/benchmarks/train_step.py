@@ -21,7 +21,7 @@ import jax
 from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
-from experiments.benchmarks.report import Report, flag_parser, folder_with, program, versions
+from experiments.benchmarks.report import Report, flag_parser, folder_with, interpreter, versions
 from experiments.benchmarks.roofline import Work
 
 MODES = ("train", "run", "evaluate")
@@ -31,16 +31,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each case and mode."""
     parser = flag_parser(__doc__)
     is_checkout = folder_with("models/graphs", "checkout of allenai/dnw")
-    parser.add_argument("--reference", type=is_checkout, metavar="DIR")
+    packages = ("torch", "torchdiffeq", "PyYAML")
+    parser.add_argument("--reference", type=is_checkout, metavar="DIR", help="the published code")
     parser.add_argument(
-        "--reference-python", default=sys.executable, type=program, metavar="PYTHON"
+        "--reference-python",
+        type=interpreter(*packages),
+        metavar="PYTHON",
+        help="that runs it: one with " + ", ".join(packages),
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="models")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of steps")
     flags = parser.parse_args(argv)
+    if bool(flags.reference) != bool(flags.reference_python):
+        parser.error("--reference and --reference-python belong together; give both or neither")
     others = {}
     if flags.reference:
-        others["reference"] = versions(flags.reference_python, "torch", "torchdiffeq")
+        others["reference"] = versions(flags.reference_python, *packages)
     report = Report(flags.json, **others)
     for name in flags.cases:
         work = _work(name)
@@ -48,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if CASES[name].products and mode == "run":
                 continue  # its images are others, for which a solver takes other steps
             timings = _timed(name, mode, flags)
-            target = {} if mode == "evaluate" else {"target": CASES[name].target}
+            target = None if mode == "evaluate" else CASES[name].target
             title = f"{name} {mode} B={CASES[name].batch_size}"
-            report.add(title, timings, work[mode], **target)
+            report.add(title, timings, work[mode], target)
 
 
 def _work(name: str) -> dict[str, Work]:
