@@ -332,7 +332,7 @@ def test_ties_are_searched_only_where_there_are_any() -> None:
 
 
 def test_sharded_over_eight_devices() -> None:
-    """The same choice, by all-reduces of counts: no device sees another's weights."""
+    """The same choice, by all-reduces of counts and of a sample: no weights are moved."""
     code = """
 import re
 import jax, jax.numpy as jnp, numpy as np

@@ -6,7 +6,7 @@ Several candidates are counted in one pass over the weights: first the quantiles
 where the k-th lies if the values in between are evenly spread, until exactly k lie above one. As a
 rule that takes three to six passes; borders of four parts of the bits are counted, too, so that it
 never takes more than some eighteen. Under jit with a sharded input each count is an all-reduce, and
-no weight leaves its device.
+so is the sample: nothing else leaves its device.
 """
 
 import itertools
@@ -171,7 +171,7 @@ def _counts_from(
 
 
 def _sums(*masks: Bool[Array, "*shape"]) -> Int[Array, " number"]:
-    """Of sharded masks an all-reduce; and one pass, too, on GPU and TPU."""
+    """Of sharded masks each is an all-reduce. XLA for GPU and TPU fuses siblings into one pass."""
     return jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks])
 
 
@@ -202,7 +202,7 @@ def _quantiles(weights: list[Array], count: Array) -> Array:
 
 
 def _sample(weights: Float[Array, "*shape"], number: int) -> Float[Array, " number"]:
-    """Evenly spread ones: a gather, which leaves a sharded array where it is."""
+    """Evenly spread ones. By indices: a slice would move whole shards to their neighbours."""
     golden = (5**0.5 - 1) / 2
     places = (np.arange(number) * golden % 1 * weights.size).astype(np.int64)
     return jnp.atleast_1d(weights)[np.unravel_index(places, weights.shape or (1,))]

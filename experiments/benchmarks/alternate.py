@@ -32,7 +32,7 @@ def said(seconds: float) -> str:
 def alternate(
     commands: Mapping[str, Sequence[str]], turns: int, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Seconds of `turns` turns of each command, alternating, after `warm_up` uncounted ones.
+    """Seconds of a step in `turns` turns of each command, after `warm_up` uncounted turns.
 
     A command runs a script that ends in `serve(step)`.
     """
@@ -68,11 +68,14 @@ def _one_turn(name: str, worker: subprocess.Popen[str]) -> float:
 
 
 def serve(step: Callable[[], object], steps_in_one: int = 1) -> None:
-    """In a worker: makes a step and tells its seconds whenever it is asked to, until killed.
+    """In a worker: makes two steps and tells the seconds of the second one whenever it is asked to.
 
-    Where `step` makes `steps_in_one` steps, the seconds are those of one of them.
+    The first one after another's turn pays for memory that the system has given to that one, up to
+    half its time; in training no step does. Where `step` makes `steps_in_one` steps, the seconds
+    are those of one of them. Until killed.
     """
     for _ in sys.stdin:
+        step()
         start = time.perf_counter()
         step()
         print(f"seconds {(time.perf_counter() - start) / steps_in_one}", flush=True)

@@ -1,8 +1,8 @@
-"""A worker: steps of ours on random images. Arguments: case, mode, batch size, perhaps a start.
+"""A worker: steps of ours on random images. Arguments: case, mode, batch size, dtype, a start.
 
 Modes: `train` and `evaluate` call one step at a time; `run` makes several training steps in one
-program, as a run on images that live on the device does, cropped and flipped there. The start is
-a file by `reference_step`: then both begin with the same weights and images.
+program, as a run on images that live on the device does, cropped and flipped there. The start, if
+there is one, is a file by `reference_step`: then both begin with the same weights and images.
 """
 
 import sys
@@ -22,17 +22,17 @@ from experiments.benchmarks.ours import our_config, our_state, random_batch
 _STEPS_IN_RUN = 4
 
 
-def main(name: str, mode: str, batch_size: str, start: str | None = None) -> None:
+def main(name: str, mode: str, batch_size: str, dtype: str, start: str | None = None) -> None:
     """Serves steps until killed."""
-    state, batch = our_state(name, int(batch_size), start), random_batch(name, int(batch_size))
+    config = our_config(name, int(batch_size), dtype)
+    state, batch = our_state(config, start), random_batch(name, int(batch_size))
     if start:
         with np.load(start) as arrays:
             batch = {key: jnp.asarray(arrays[key]) for key in batch}
     if mode == "run":
         images = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
         split = data.Split(images, np.asarray(batch["label"]))
-        dataset = our_config(name, int(batch_size)).dataset
-        serve(_run(state, data.DeviceSplit.of(split, dataset)), _STEPS_IN_RUN)
+        serve(_run(state, data.DeviceSplit.of(split, config.dataset)), _STEPS_IN_RUN)
     step = train_step if mode == "train" else evaluate_step
     serve(lambda: jax.block_until_ready(step(state, batch)))
 

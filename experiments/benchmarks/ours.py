@@ -9,10 +9,11 @@ from dnw_jax.train import TrainState, create_train_state
 from experiments.benchmarks.cases import CASES
 
 
-def our_config(name: str, batch_size: int) -> ConfigDict:
+def our_config(name: str, batch_size: int, dtype: str = "float32") -> ConfigDict:
     """The config of a case."""
     case = CASES[name]
     overrides = {
+        "dtype": dtype,
         "dataset.image_size": str(case.image_size),
         "dataset.num_classes": str(case.num_classes),
         "batch_size": str(batch_size),
@@ -20,9 +21,8 @@ def our_config(name: str, batch_size: int) -> ConfigDict:
     return dnw_jax.load_config(case.config, overrides)
 
 
-def our_state(name: str, batch_size: int, start: str | None = None) -> TrainState:
+def our_state(config: ConfigDict, start: str | None = None) -> TrainState:
     """A state at step 0; with the weights of the published code's worker, if `start` has them."""
-    config = our_config(name, batch_size)
     if not start:
         return create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=98)
     with np.load(start) as arrays:

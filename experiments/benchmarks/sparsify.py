@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR", help="a peer")
     parser.add_argument(
         "--jaxpruner-python",
-        default=sys.executable,
         type=interpreter(*packages),
         metavar="PYTHON",
         help="that runs it",
@@ -48,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=count, metavar="N", default=32, help="of a step")
     parser.add_argument("--image-size", type=count, metavar="N", default=64, help="in pixels")
     flags = parser.parse_args(argv)
+    if bool(flags.jaxpruner) != bool(flags.jaxpruner_python):
+        parser.error("--jaxpruner and --jaxpruner-python belong together; give both or neither")
     others = {}
     if flags.jaxpruner:
         others["jaxpruner"] = versions(flags.jaxpruner_python, *packages)

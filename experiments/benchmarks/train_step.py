@@ -17,11 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
-from experiments.benchmarks.report import Report, flag_parser, folder_with, interpreter, versions
+from experiments.benchmarks.report import (
+    Report,
+    count,
+    flag_parser,
+    folder_with,
+    interpreter,
+    versions,
+)
 from experiments.benchmarks.roofline import Work
 
 MODES = ("train", "run", "evaluate")
@@ -41,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="models")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of steps")
+    parser.add_argument("--batch-size", type=count, metavar="N", help="instead of each case's own")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="that ours computes in"
+    )
     flags = parser.parse_args(argv)
     if bool(flags.reference) != bool(flags.reference_python):
         parser.error("--reference and --reference-python belong together; give both or neither")
@@ -49,34 +61,42 @@ def main(argv: Sequence[str] | None = None) -> None:
         others["reference"] = versions(flags.reference_python, *packages)
     report = Report(flags.json, **others)
     for name in flags.cases:
-        work = _work(name)
+        batch_size = flags.batch_size or CASES[name].batch_size
+        config = our_config(name, batch_size, flags.dtype)
+        work = _work(name, config)
         for mode in flags.modes:
             if CASES[name].products and mode == "run":
                 continue  # its images are others, for which a solver takes other steps
-            timings = _timed(name, mode, flags)
-            target = None if mode == "evaluate" else CASES[name].target
-            title = f"{name} {mode} B={CASES[name].batch_size}"
-            report.add(title, timings, work[mode], target)
+            timings = _timed(name, mode, config, flags)
+            report.add(
+                f"{name} {mode} B={batch_size} {flags.dtype}",
+                timings,
+                work[mode],
+                target=None if mode == "evaluate" else CASES[name].target,
+                images_per_second=round(batch_size / timings["ours"].median),
+            )
 
 
-def _work(name: str) -> dict[str, Work]:
+def _work(name: str, config: ConfigDict) -> dict[str, Work]:
     case = CASES[name]
     if case.products:
-        num_nodes = our_config(name, case.batch_size).model.num_nodes
-        states = case.batch_size * (case.image_size // 4) ** 2 * num_nodes
+        num_nodes = config.model.num_nodes
+        states = config.batch_size * (case.image_size // 4) ** 2 * num_nodes
         train, evaluate = (
             Work(times * 2 * states * num_nodes, times * 4 * states) for times in case.products
         )
     else:
-        state, batch = our_state(name, case.batch_size), random_batch(name, case.batch_size)
+        state, batch = our_state(config), random_batch(name, config.batch_size)
         train, evaluate = Work.of_step(state, batch), Work.of_evaluation(state, batch)
         jax.clear_caches()  # the workers need the memory
     return {"train": train, "run": train, "evaluate": evaluate}
 
 
-def _timed(name: str, mode: str, flags: argparse.Namespace) -> dict[str, Timing]:
-    size = str(CASES[name].batch_size)
-    ours = [sys.executable, "-m", f"{__package__}.our_step", name, mode, size]
+def _timed(
+    name: str, mode: str, config: ConfigDict, flags: argparse.Namespace
+) -> dict[str, Timing]:
+    size = str(config.batch_size)
+    ours = [sys.executable, "-m", f"{__package__}.our_step", name, mode, size, config.dtype]
     if not flags.reference:
         return alternate({"ours": ours}, flags.turns)
     script, checkout = Path(__file__).with_name("reference_step.py"), flags.reference
