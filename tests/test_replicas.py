@@ -5,13 +5,27 @@ import shutil
 from pathlib import Path
 from statistics import mean, stdev
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import arguments, arrays, assert_same_bits, checkpoint_steps, contents, rows, run
+from small_runs import (
+    arguments,
+    arrays,
+    assert_same_bits,
+    checkpoint_steps,
+    contents,
+    rows,
+    run,
+    small_config,
+)
 
 import dnw_jax
 from dnw_jax.errors import UserError
 from dnw_jax.main import main
+from dnw_jax.models import build_model
+from dnw_jax.replicas import parted, recipes, stacked
+from dnw_jax.train_state import create_train_state, update
 
 SEEDS = {"num_seeds": "3", "seed": "4", "checkpoint__every_steps": "5"}
 FOLDERS = ("seed_4", "seed_5", "seed_6")
@@ -35,6 +49,25 @@ def test_a_seed_is_the_run_of_that_seed(workdir: Path, tmp_path: Path, seed: int
     assert together.keys() == alone.keys()
     for name, array in alone.items():
         np.testing.assert_allclose(together[name], array, rtol=0, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("wiring", ["static", "continuous"])
+def test_seeds_side_by_side(wiring: str) -> None:
+    """As accelerators train them: in one `vmap`; a CPU, one after the other."""
+    config = small_config(model__wiring=wiring, num_seeds="2")
+    states = [
+        create_train_state(own, build_model(own), steps_per_epoch=16) for own in recipes(config)
+    ]
+    images = jax.random.normal(jax.random.key(0), (2, 32, 8, 8, 1))
+    batches = {"image": images, "label": jnp.tile(jnp.arange(32) % 10, (2, 1))}
+    together, sums = jax.jit(jax.vmap(update))(stacked(states), batches)
+    each_batch = parted(batches, 2)
+    for state, batch, *got in zip(
+        states, each_batch, parted(together, 2), parted(sums, 2), strict=True
+    ):
+        expected = jax.jit(update)(state, batch)
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
 def test_each_seed_has_an_ordinary_workdir(workdir: Path) -> None:
