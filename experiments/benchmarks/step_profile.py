@@ -2,9 +2,10 @@
 
     python -m experiments.benchmarks.step_profile --cases static
 
-Traced by JAX's profiler on the device at hand. Each line is an operation of the compiled program:
-milliseconds in a step, share of all of them, how often, its kind, the shape of its result and what
-in our code it comes from. Loops and branches are not listed, what they execute is.
+Traced by JAX's profiler on the device at hand. Each line is a kind of operation of the compiled
+program: milliseconds in a step, share of all of them, how often in a step, HLO's name for it, the
+shape of its result and what in our code it comes from. Loops and branches are not listed, what they
+execute is. Operations may overlap, so that together they take longer than the step.
 """
 
 import functools
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in"
     )
-    parser.add_argument("--top", type=count, metavar="N", default=25, help="operations to list")
+    parser.add_argument("--top", type=count, metavar="N", default=15, help="kinds to list")
     flags = parser.parse_args(argv)
     for name in flags.cases:
         batch_size = flags.batch_size or CASES[name].batch_size
@@ -54,12 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         operations = _operations(program.as_text() or "")
         step = functools.partial(program, state, batch)
         times, numbers = _traced(step, operations, flags.turns)
-        print(f"{name} B={batch_size} {flags.dtype}: {sum(times.values()):.1f} ms in a step")
-        for each, milliseconds in times.most_common(flags.top):
-            share = milliseconds / sum(times.values())
-            kind, result, source = operations[each]
+        total = sum(times.values())
+        print(f"{name} B={batch_size} {flags.dtype}: operations of {total:.1f} ms in a step")
+        for operation, milliseconds in times.most_common(flags.top):
+            kind, result, source = operation
             print(
-                f"{milliseconds:8.2f} ms {share:6.1%} {numbers[each] / flags.turns:5.0f} x "
+                f"{milliseconds:8.2f} ms {milliseconds / total:6.1%} "
+                f"{numbers[operation] / flags.turns:5.0f} x "
                 f"{kind:12s} {result[:34]:34s} {source[-80:]}"
             )
 
@@ -69,14 +71,15 @@ def _operations(hlo: str) -> dict[str, Operation]:
     found = {}
     for name, result, kind, rest in _INSTRUCTION.findall(hlo):
         source = re.search(r'op_name="([^"]*)"', rest)
-        found[name] = Operation(kind, result, source[1] if source else "")
+        shape = re.sub(r"\{[^}]*\}", "", result)  # without the layout
+        found[name] = Operation(kind, shape, source[1] if source else "")
     return found
 
 
 def _traced(
     step: Callable[[], Any], operations: dict[str, Operation], turns: int
-) -> tuple[Counter[str], Counter[str]]:
-    """Milliseconds in a step by operation, and how often it was executed in all turns."""
+) -> tuple[Counter[Operation], Counter[Operation]]:
+    """Milliseconds in a step by kind of operation, and how often it was executed in all turns."""
     jax.block_until_ready(step())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -84,12 +87,12 @@ def _traced(
                 jax.block_until_ready(step())
         (file,) = Path(folder).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(file))
-    times, numbers = Counter[str](), Counter[str]()
+    times, numbers = Counter[Operation](), Counter[Operation]()
     for event in _events(trace):
-        name = dict(event.stats).get("hlo_op", event.name)
-        if name in operations and operations[name].kind not in _CONTROL_FLOW:
-            times[name] += event.duration_ns / 1e6 / turns
-            numbers[name] += 1
+        operation = operations.get(dict(event.stats).get("hlo_op", event.name))
+        if operation and operation.kind not in _CONTROL_FLOW:
+            times[operation] += event.duration_ns / 1e6 / turns
+            numbers[operation] += 1
     return times, numbers
 
 
