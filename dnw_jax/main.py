@@ -10,6 +10,7 @@ from absl import logging
 
 from dnw_jax.config import CONFIG_FILE, load_config
 from dnw_jax.errors import UserError
+from dnw_jax.large_pages import restart_with_large_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,4 +106,5 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()
     sys.exit(main())

@@ -80,7 +80,8 @@ MAY_IMPORT = {
     }
     | BASE,
     "compiled": set(),
-    "main": {"compiled", "evaluate", "train"} | BASE,
+    "large_pages": set(),
+    "main": {"compiled", "evaluate", "large_pages", "train"} | BASE,
 }
 STDLIB = set(sys.stdlib_module_names)
 OTHERS = {
@@ -91,6 +92,7 @@ OTHERS = {
     "fields": set(),
     "schema": set(),
     "config": {"ml_collections"},
+    "large_pages": set(),
     "version": set(),
 }
 ONLY_HOME = {

@@ -62,10 +62,8 @@ class ContinuousTime:
         outputs: slice,
     ) -> Float[Array, "batch height width outputs"]:
         """States of the `outputs` nodes at t = 1."""
-        silent = weights.shape[0] - inputs.shape[-1]
         # The solver's error control needs float32, whatever f computes in.
-        start = jax.nn.relu(inputs).astype(jnp.float32)
-        start = jnp.pad(start, ((0, 0), (0, 0), (0, 0), (0, silent)))
+        active = jax.nn.relu(inputs).astype(jnp.float32)
         how = Evolution(
             field,
             SOLVERS[self.solver],
@@ -75,13 +73,18 @@ class ContinuousTime:
             self.step_size,
             self.max_steps,
         )
-        return evolve(how, start, (nodes, weights)).astype(inputs.dtype)
+        return evolve(how, active, (nodes, weights)).astype(inputs.dtype)
 
 
 def field(
     active: Array, args: tuple[NodeValues, Array], received: Array | None = None
 ) -> tuple[Array, Array]:
-    """f(W Z) of rectified states, in the precision of the weights, and W Z, for a second pass."""
+    """f(W Z) in the precision of the weights, and W Z, for a second pass.
+
+    `active` is the rectified state of the first nodes; the others are silent.
+    """
     nodes, weights = args
-    received = send(nodes.convolve(active.astype(weights.dtype)), weights, received)
+    sources = slice(active.shape[-1])
+    sent = nodes.of(sources).convolve(active.astype(weights.dtype))
+    received = send(sent, weights[sources], received)
     return nodes.normalise(received).astype(active.dtype), received

@@ -27,6 +27,8 @@ from dnw_jax.graphs.runge_kutta import (
     rectified_step,
 )
 
+Inputs = Float[Array, "batch height width inputs"]
+
 _END = 1.0
 _MAX_SAVED = 6
 _SAFETY, _MOST_SHRINKAGE, _MOST_GROWTH = 0.9, 0.2, 10.0
@@ -85,24 +87,27 @@ class _Progress(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def evolve(how: Evolution, start: State, args: Any) -> Outputs:
+def evolve(how: Evolution, inputs: Inputs, args: Any) -> Outputs:
     """The `outputs` nodes at t = 1 of dZ/dt = field(Z), rectified at t = 0 and after each step.
 
-    `start` is Z(0), rectified already. Adaptive steps go past t = 1 and interpolate back. NaN if
-    `max_steps` do not suffice. Step lengths are not differentiated.
+    `inputs` is Z(0) of the first nodes, rectified already; the others start at zero. Adaptive steps
+    go past t = 1 and interpolate back. NaN if `max_steps` do not suffice. Step lengths are not
+    differentiated.
     """
-    return _read(_solve(how, start, args)[0])
+    return _read(_solve(how, inputs, args)[0])
 
 
 def _read(progress: _Progress) -> Array:
     return jnp.where(progress.done, progress.outputs, jnp.nan)
 
 
-def _solve(how: Evolution, start: State, args: Any) -> tuple[_Progress, Array]:
-    """The solution, and what is known of the field at `start`."""
+def _solve(how: Evolution, inputs: Inputs, args: Any) -> tuple[_Progress, Array]:
+    """The solution, and what is known of the field at its start."""
     adaptive = how.step_size == 0
     num_saved, count = min(how.max_steps, _MAX_SAVED), jnp.int32
-    slope, known = how.field(start, args)
+    slope, known = how.field(inputs, args)
+    silent = slope.shape[-1] - inputs.shape[-1]
+    start = jnp.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, silent)))
     first = first_step(how, start, slope, args) if adaptive else jnp.asarray(how.step_size)
 
     def advance(now: _Progress) -> _Progress:
@@ -186,18 +191,18 @@ def _put(saved: Array, slot: Array, arrays: Sequence[Array]) -> Array:
 
 
 def _evolve_forward(
-    how: Evolution, start: State, args: Any
-) -> tuple[Array, tuple[_Progress, Array, State, Any]]:
-    progress, known = _solve(how, start, args)
-    return _read(progress), (progress, known, start, args)
+    how: Evolution, inputs: Inputs, args: Any
+) -> tuple[Array, tuple[_Progress, Array, Inputs, Any]]:
+    progress, known = _solve(how, inputs, args)
+    return _read(progress), (progress, known, inputs, args)
 
 
 def _evolve_backward(
     how: Evolution,
-    residuals: tuple[_Progress, Array, State, Any],
+    residuals: tuple[_Progress, Array, Inputs, Any],
     cotangent: Array,
-) -> tuple[State, Any]:
-    done, known_at_start, start, args = residuals
+) -> tuple[Inputs, Any]:
+    done, known_at_start, inputs, args = residuals
 
     def again(
         index: Array, state: Array, slope: Array, args: Any, known: Known | None = None
@@ -228,12 +233,13 @@ def _evolve_backward(
         to_state, to_slope, more = pull_step((to_state, to_slope, to_outputs))
         return to_state, to_slope, jax.tree.map(jnp.add, to_args, more)
 
-    nothing = jnp.zeros_like(start)
+    nothing = jnp.zeros_like(done.state)
     carry = nothing, nothing, jax.tree.map(jnp.zeros_like, args)
     to_start, to_slope, to_args = lax.fori_loop(0, done.accepted, pull, carry)
-    _, pull_first_slope = jax.vjp(lambda *at: how.field(*at, known_at_start)[0], start, args)
-    more_to_start, more_to_args = pull_first_slope(to_slope)
-    return to_start + more_to_start, jax.tree.map(jnp.add, to_args, more_to_args)
+    _, pull_first_slope = jax.vjp(lambda *at: how.field(*at, known_at_start)[0], inputs, args)
+    more_to_inputs, more_to_args = pull_first_slope(to_slope)
+    to_inputs = to_start[..., : inputs.shape[-1]] + more_to_inputs
+    return to_inputs, jax.tree.map(jnp.add, to_args, more_to_args)
 
 
 evolve.defvjp(_evolve_forward, _evolve_backward)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dnw_jax import data
 from dnw_jax.feed import train_steps
+from dnw_jax.large_pages import restart_with_large_pages
 from dnw_jax.metrics import Sums
 from dnw_jax.train import TrainState, evaluate_step, train_step
 from experiments.benchmarks.alternate import serve
@@ -49,4 +50,5 @@ def _run(state: TrainState, split: data.DeviceSplit) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()  # as runs do
     main(*sys.argv[1:])
