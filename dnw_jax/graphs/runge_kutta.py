@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from dnw_jax.fences import materialised
 
-# dZ/dt by the rectified state (of the first nodes, if the others are silent) and what else it depends
-# on, `args`; with it what took the time: given that as a third argument, a second pass need not
-# compute it again.
+# dZ/dt by the rectified state (of the first nodes, if the others are silent) and what else it
+# depends on, `args`; with it what took the time: given that as a third argument, a second pass need
+# not compute it again.
 Field = Callable[..., tuple[Array, Array]]
 Known = tuple[Array, ...]  # at each evaluation of a step
 State = Float[Array, "batch height width nodes"]
