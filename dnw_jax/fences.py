@@ -13,15 +13,23 @@ Results = TypeVar("Results")  # an array, or several
 
 
 @custom_vmap
-def barrier(arrays: Any) -> Any:
-    """`lax.optimization_barrier`, which `jax.vmap` refuses in older versions of jax (0.7.2)."""
+def _barrier(arrays: Any) -> Any:
     return lax.optimization_barrier(arrays)
 
 
-@barrier.def_vmap
+@_barrier.def_vmap
 def _barrier_of_all(axis_size: int, in_batched: list[Any], arrays: Any) -> tuple[Any, Any]:
     del axis_size
-    return barrier(arrays), in_batched[0]
+    return _barrier(arrays), in_batched[0]
+
+
+@jax.custom_vjp
+def barrier(arrays: Any) -> Any:
+    """`lax.optimization_barrier`, which `jax.vmap` refuses in older versions of jax (0.7.2)."""
+    return _barrier(arrays)
+
+
+barrier.defvjp(lambda arrays: (_barrier(arrays), None), lambda _, cotangents: (cotangents,))
 
 
 def materialised(compute: Callable[..., Results], *operands: Array) -> Results:

@@ -85,9 +85,9 @@ def _batch_norm(
     planes: Planes, scale: PerNode, bias: PerNode, rectify: bool
 ) -> tuple[Planes, PerNode, PerNode]:
     """Normalised planes, and the mean and the variance of the batch (without gradient)."""
-    values = planes.astype(jnp.float32)
-    mean = jnp.mean(values, _BATCH_AND_PIXELS)
-    var = jnp.mean(jnp.square(barrier(values) - mean), _BATCH_AND_PIXELS)
+    mean = jnp.mean(planes.astype(jnp.float32), _BATCH_AND_PIXELS)
+    # Converted anew: what is shared is written to memory, in float32.
+    var = jnp.mean(jnp.square(barrier(planes).astype(jnp.float32) - mean), _BATCH_AND_PIXELS)
     return _by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
 
 

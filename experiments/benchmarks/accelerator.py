@@ -24,17 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.report import count, folder_with
+from experiments.benchmarks.report import count, flag_parser, folder_with
 
 _ROOT = Path(__file__).parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs them all; what fails is named, and the others still run."""
-    about, _, usage = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = flag_parser(__doc__)
     is_data = folder_with("cifar10", "folder of TFDS's datasets")
     parser.add_argument("--data-dir", type=is_data, required=True, metavar="DIR", help="TFDS's")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")

@@ -21,9 +21,9 @@ from experiments.benchmarks.alternate import alternate
 from experiments.benchmarks.report import (
     Report,
     count,
-    flag_parser,
     folder_with,
     interpreter,
+    timing_flags,
     versions,
 )
 from experiments.benchmarks.roofline import Work
@@ -33,7 +33,7 @@ _WORKER = Path(__file__).parent / "decode_worker.py"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what each takes for all images."""
-    parser = flag_parser(__doc__)
+    parser = timing_flags(__doc__)
     is_dataset = folder_with("imagenet2012", "folder of TFDS's datasets")
     parser.add_argument(
         "--data-dir", required=True, type=is_dataset, metavar="DIR", help="ImageNet's"

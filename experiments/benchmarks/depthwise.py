@@ -17,7 +17,7 @@ from jax import lax
 
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from experiments.benchmarks.alternate import Timing
-from experiments.benchmarks.report import Report, flag_parser
+from experiments.benchmarks.report import Report, timing_flags
 from experiments.benchmarks.roofline import Work
 
 SHAPES = ((128, 8, 800), (512, 8, 192), (128, 16, 128), (128, 32, 64), (16, 56, 128))
@@ -27,7 +27,7 @@ Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each shape and pass."""
-    flags = flag_parser(__doc__).parse_args(argv)
+    flags = timing_flags(__doc__).parse_args(argv)
     report = Report(flags.json)
     for batch, size, nodes in SHAPES:
         planes = jax.random.normal(jax.random.key(0), (batch, size, size, nodes))

@@ -23,7 +23,7 @@ import dnw_jax
 from dnw_jax import data, devices
 from dnw_jax.data.photographs import training_image
 from experiments.benchmarks.alternate import Timing, said
-from experiments.benchmarks.report import Report, count, flag_parser, folder_with, versions
+from experiments.benchmarks.report import Report, count, folder_with, timing_flags, versions
 
 _BATCHES_IN_TURN = 4
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,7 +31,7 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each number of workers."""
-    parser = flag_parser(__doc__)
+    parser = timing_flags(__doc__)
     is_dataset = folder_with("imagenet2012", "folder of TFDS's datasets")
     parser.add_argument(
         "--data-dir", required=True, type=is_dataset, metavar="DIR", help="ImageNet's"

@@ -17,16 +17,31 @@ from typing import Any
 import jax
 
 from experiments.benchmarks.alternate import Timing, said
+from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.roofline import Machine, Work
 
 
-def flag_parser(doc: str, turns: int = 7) -> argparse.ArgumentParser:
-    """With the flags that every benchmark has; `doc` is the docstring of its module."""
+def flag_parser(doc: str) -> argparse.ArgumentParser:
+    """Without flags yet; `doc` is the docstring of a module."""
     about, _, usage = doc.partition("\n\n")
-    parser = argparse.ArgumentParser(description=about, epilog=usage, formatter_class=_Help)
+    return argparse.ArgumentParser(description=about, epilog=usage, formatter_class=_Help)
+
+
+def timing_flags(doc: str, turns: int = 7) -> argparse.ArgumentParser:
+    """With the flags of what takes times and reports them."""
+    parser = flag_parser(doc)
     parser.add_argument("--turns", type=count, metavar="N", default=turns, help="timed, of each")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="to write the numbers to")
     return parser
+
+
+def add_case_flags(parser: argparse.ArgumentParser, *cases: str) -> None:
+    """Which models to step, by default `cases`, and how."""
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(cases), help="models")
+    parser.add_argument("--batch-size", type=count, metavar="N", help="instead of each case's own")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="that ours computes in"
+    )
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

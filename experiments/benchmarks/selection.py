@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.alternate import alternate
-from experiments.benchmarks.report import Report, flag_parser, interpreter, versions
+from experiments.benchmarks.report import Report, interpreter, timing_flags, versions
 from experiments.benchmarks.roofline import Work
 from experiments.benchmarks.selection_worker import METHODS, SHAPES
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints one row."""
-    parser = flag_parser(__doc__, turns=9)
+    parser = timing_flags(__doc__, turns=9)
     parser.add_argument(
         "--torch-python", type=interpreter("torch"), metavar="PYTHON", help="one with torch"
     )

@@ -21,9 +21,9 @@ from experiments.benchmarks.alternate import alternate
 from experiments.benchmarks.report import (
     Report,
     count,
-    flag_parser,
     folder_with,
     interpreter,
+    timing_flags,
     versions,
 )
 from experiments.benchmarks.roofline import Work
@@ -34,7 +34,7 @@ _WORKERS = Path(__file__).parent
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each comparison."""
-    parser = flag_parser(__doc__)
+    parser = timing_flags(__doc__)
     is_checkout = folder_with("jaxpruner", "checkout of google-research/jaxpruner")
     packages = ("jax", "flax", "optax", "chex", "ml_collections")
     parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR", help="a peer")

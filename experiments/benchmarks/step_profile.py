@@ -14,37 +14,24 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from dnw_jax.train import train_step
 from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.hlo import CONTROL_FLOW, Operation, Program
 from experiments.benchmarks.ours import our_config, our_state, random_batch
-from experiments.benchmarks.report import count, flag_parser
+from experiments.benchmarks.report import add_case_flags, count, flag_parser
 
-_CONTROL_FLOW = ("while", "conditional", "call")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)$", re.MULTILINE)
-
-
-class Operation(NamedTuple):
-    """Of a compiled program: HLO's opcode, the result's type, the path in the traced code."""
-
-    kind: str
-    result: str
-    source: str
+Kind = tuple[str, str, str]  # of operation: HLO's opcode, the result's type, the source
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table for each case."""
-    parser = flag_parser(__doc__, turns=3)
-    parser.add_argument(
-        "--cases", nargs="+", choices=CASES, default=["static"], help="models to step"
-    )
-    parser.add_argument("--batch-size", type=count, metavar="N", help="instead of each case's own")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in"
-    )
+    parser = flag_parser(__doc__)
+    add_case_flags(parser, "static")
+    parser.add_argument("--turns", type=count, metavar="N", default=3, help="steps that are traced")
     parser.add_argument("--top", type=count, metavar="N", default=15, help="kinds to list")
     flags = parser.parse_args(argv)
     for name in flags.cases:
@@ -52,33 +39,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = our_config(name, batch_size, flags.dtype)
         state, batch = our_state(config), random_batch(name, batch_size)
         program = train_step.lower(state, batch).compile()
-        operations = _operations(program.as_text() or "")
+        operations = dict[str, Operation]()
+        for computation in Program.of(program.as_text() or "").computations.values():
+            operations |= computation
         step = functools.partial(program, state, batch)
         times, numbers = _traced(step, operations, flags.turns)
         total = sum(times.values())
         print(f"{name} B={batch_size} {flags.dtype}: operations of {total:.1f} ms in a step")
-        for operation, milliseconds in times.most_common(flags.top):
-            kind, result, source = operation
+        for kind, milliseconds in times.most_common(flags.top):
+            opcode, result, source = kind
             print(
                 f"{milliseconds:8.2f} ms {milliseconds / total:6.1%} "
-                f"{numbers[operation] / flags.turns:5.0f} x "
-                f"{kind:12s} {result[:34]:34s} {source[-80:]}"
+                f"{numbers[kind] / flags.turns:5.0f} x "
+                f"{opcode:12s} {result[:34]:34s} {source[-80:]}"
             )
-
-
-def _operations(hlo: str) -> dict[str, Operation]:
-    """By name, those of a program's text."""
-    found = {}
-    for name, result, kind, rest in _INSTRUCTION.findall(hlo):
-        source = re.search(r'op_name="([^"]*)"', rest)
-        shape = re.sub(r"\{[^}]*\}", "", result)  # without the layout
-        found[name] = Operation(kind, shape, source[1] if source else "")
-    return found
 
 
 def _traced(
     step: Callable[[], Any], operations: dict[str, Operation], turns: int
-) -> tuple[Counter[Operation], Counter[Operation]]:
+) -> tuple[Counter[Kind], Counter[Kind]]:
     """Milliseconds in a step by kind of operation, and how often it was executed in all turns."""
     jax.block_until_ready(step())
     with tempfile.TemporaryDirectory() as folder:
@@ -87,12 +66,13 @@ def _traced(
                 jax.block_until_ready(step())
         (file,) = Path(folder).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(file))
-    times, numbers = Counter[Operation](), Counter[Operation]()
+    times, numbers = Counter[Kind](), Counter[Kind]()
     for event in _events(trace):
         operation = operations.get(dict(event.stats).get("hlo_op", event.name))
-        if operation and operation.kind not in _CONTROL_FLOW:
-            times[operation] += event.duration_ns / 1e6 / turns
-            numbers[operation] += 1
+        if operation and operation.kind not in CONTROL_FLOW:
+            kind = operation.kind, operation.result, operation.source
+            times[kind] += event.duration_ns / 1e6 / turns
+            numbers[kind] += 1
     return times, numbers
 
 

@@ -24,10 +24,10 @@ from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
 from experiments.benchmarks.report import (
     Report,
-    count,
-    flag_parser,
+    add_case_flags,
     folder_with,
     interpreter,
+    timing_flags,
     versions,
 )
 from experiments.benchmarks.roofline import Work
@@ -37,7 +37,7 @@ MODES = ("train", "run", "evaluate")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each case and mode."""
-    parser = flag_parser(__doc__)
+    parser = timing_flags(__doc__)
     is_checkout = folder_with("models/graphs", "checkout of allenai/dnw")
     packages = ("torch", "torchdiffeq", "PyYAML")
     parser.add_argument("--reference", type=is_checkout, metavar="DIR", help="the published code")
@@ -47,12 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PYTHON",
         help="that runs it: one with " + ", ".join(packages),
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="models")
+    add_case_flags(parser, *CASES)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of steps")
-    parser.add_argument("--batch-size", type=count, metavar="N", help="instead of each case's own")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="that ours computes in"
-    )
     flags = parser.parse_args(argv)
     if bool(flags.reference) != bool(flags.reference_python):
         parser.error("--reference and --reference-python belong together; give both or neither")
