@@ -163,24 +163,28 @@ def _counts_from(
     weights: Float[Array, "*shape"], candidates: UInt[Array, " number"]
 ) -> Int[Array, " number"]:
     """How many magnitudes are >= each candidate."""
-    magnitude = magnitude_bits(weights)
-    masks = [magnitude >= candidate for candidate in candidates]
-    if jax.device_count() > 1:  # over which the weights may be spread
-        return _sums(*masks)
-    return lax.platform_dependent(*masks, cpu=_sums_in_one_pass, default=_sums)
+    in_one_pass = _counts if jax.device_count() > 1 else _counts_in_one_pass
+    return lax.platform_dependent(
+        magnitude_bits(weights), candidates, cpu=in_one_pass, default=_counts
+    )
 
 
-def _sums(*masks: Bool[Array, "*shape"]) -> Int[Array, " number"]:
-    """Of sharded masks each is an all-reduce. XLA for GPU and TPU fuses siblings into one pass."""
-    return jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks])
+def _counts(
+    magnitudes: UInt[Array, "*shape"], candidates: UInt[Array, " number"]
+) -> Int[Array, " number"]:
+    """As one sum: two kernels of a GPU; if the magnitudes are spread over devices, one all-reduce."""
+    each = candidates.reshape(-1, *[1] * magnitudes.ndim)
+    return jnp.sum(magnitudes >= each, range(1, each.ndim), dtype=jnp.int32)
 
 
-def _sums_in_one_pass(*masks: Bool[Array, "*shape"]) -> Int[Array, " number"]:
+def _counts_in_one_pass(
+    magnitudes: UInt[Array, "*shape"], candidates: UInt[Array, " number"]
+) -> Int[Array, " number"]:
     """In a form that XLA:CPU vectorises; what is sharded along the last axis would be gathered."""
-    operands = tuple(mask.astype(jnp.int32) for mask in masks)
-    zeros = (jnp.int32(0),) * len(masks)
-    axes = tuple(range(masks[0].ndim))
-    if masks[0].shape[-1:] >= (_LONG_ROW,):  # then the cores share the rows
+    operands = tuple((magnitudes >= each).astype(jnp.int32) for each in candidates)
+    zeros = (jnp.int32(0),) * len(operands)
+    axes = tuple(range(magnitudes.ndim))
+    if magnitudes.shape[-1:] >= (_LONG_ROW,):  # then the cores share the rows
         axes = axes[-1:]
     rows = lax.reduce(operands, zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
     return jnp.stack([jnp.sum(row, dtype=jnp.int32) for row in rows])
