@@ -4,10 +4,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
+from jax.experimental import topologies
 
-from experiments.benchmarks import train_step
+from experiments.benchmarks import gpu_programs, train_step
 from experiments.benchmarks.alternate import alternate
+from experiments.benchmarks.hlo import Program, num_bytes
 
 SERVES = "from experiments.benchmarks.alternate import serve; serve(lambda: None, {steps})"
 
@@ -48,3 +53,36 @@ def test_workers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_stops_is_named() -> None:
     with pytest.raises(RuntimeError, match="the worker 'broken' stopped"):
         alternate({"broken": [sys.executable, "-c", ""]}, turns=1)
+
+
+def test_kernels_and_bytes_of_a_program() -> None:
+    """A loop counts once; of what is cut out of an array, or put into it, only that part."""
+
+    @jax.jit
+    def program(rows: jax.Array, table: jax.Array) -> jax.Array:
+        def put(index: jax.Array, table: jax.Array) -> jax.Array:
+            return table.at[index].set(jnp.sin(rows[index]))
+
+        return lax.fori_loop(0, 100, put, table)
+
+    table = jnp.ones((100, 512))
+    text = program.lower(table, table).compile().as_text()
+    moved = sorted(moved for _, moved in Program.of(text or "").executed())
+    assert moved[-1] == 2 * table.nbytes  # a copy, since an argument stays as it is
+    in_the_loop = sum(moved[:-1])
+    assert table[0].nbytes < in_the_loop < 8 * table[0].nbytes
+
+
+def test_bytes_of_a_type() -> None:
+    assert num_bytes("(f32[2,3], bf16[4], pred[5], s32[], u8[7])") == 24 + 8 + 5 + 4 + 7
+
+
+def test_without_a_compiler_for_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        topologies.get_topology_desc(platform="cuda")
+    except NotImplementedError:
+        with pytest.raises(SystemExit, match="2"):
+            gpu_programs.main(["--cases", "static"])
+        assert 'pip install "jax[cuda13]"' in capsys.readouterr().err
+    except Exception:  # there is one
+        pytest.skip("jax can compile for GPUs here")

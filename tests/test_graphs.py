@@ -13,6 +13,7 @@ from jax import lax
 
 from dnw_jax import schema
 from dnw_jax.edges import RULES
+from dnw_jax.fences import barrier
 from dnw_jax.graphs import evolution
 from dnw_jax.graphs.blocked import BlockedGraph, backward_edges
 from dnw_jax.graphs.continuous_time import SOLVERS, ContinuousTime, field
@@ -35,6 +36,21 @@ def close(ours, expected, tolerance: float = 1e-5) -> None:
 
 def normal(shape: tuple[int, ...], seed: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     return jnp.asarray(numpy_forward.random_planes(shape, seed), dtype)
+
+
+# Fences.
+
+
+def test_a_barrier_passes_values_and_gradients() -> None:
+    rows = normal((3, 4), 0)
+
+    def fenced(row: jax.Array) -> jax.Array:
+        doubled, same = barrier((2 * row, row))
+        return jnp.sum(doubled * same)
+
+    np.testing.assert_allclose(jax.vmap(fenced)(rows), jnp.sum(2 * rows**2, 1), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(fenced))(rows), 4 * rows, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda r: jax.vmap(fenced)(r).sum())(rows), 4 * rows, 1e-6)
 
 
 # The single-channel convolution.

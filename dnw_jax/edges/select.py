@@ -172,7 +172,7 @@ def _counts_from(
 def _counts(
     magnitudes: UInt[Array, "*shape"], candidates: UInt[Array, " number"]
 ) -> Int[Array, " number"]:
-    """As one sum: two kernels of a GPU; if the magnitudes are spread over devices, one all-reduce."""
+    """As one sum: two kernels of a GPU; of magnitudes spread over devices one all-reduce."""
     each = candidates.reshape(-1, *[1] * magnitudes.ndim)
     return jnp.sum(magnitudes >= each, range(1, each.ndim), dtype=jnp.int32)
 

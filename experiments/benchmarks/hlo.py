@@ -70,14 +70,14 @@ class Program(NamedTuple):
                 if parameter.kind != "parameter":
                     continue
                 uses = [each for each in inside.values() if name in each.operands]
-                number, kinds = int(parameter.operands[0]), {each.kind for each in uses}
+                cut = [each for each in uses if each.kind in ("slice", "dynamic-slice")]
+                put = [each for each in uses if each.kind == "dynamic-update-slice"]
                 # Of what is cut out of an array, or put into it, only that part is moved.
-                if kinds <= {"slice", "dynamic-slice"}:
-                    read[number] = sum(num_bytes(each.result) for each in uses)
-                elif kinds == {"dynamic-update-slice"}:
-                    parts = [num_bytes(inside[each.operands[1]].result) for each in uses]
-                    written += sum(parts) - read[number]
-                    read[number] = 0
+                if len(cut) + len(put) == len(uses):
+                    number = int(parameter.operands[0])
+                    parts = [num_bytes(inside[each.operands[1]].result) for each in put]
+                    written += sum(parts) - (read[number] if put else 0)
+                    read[number] = sum(num_bytes(each.result) for each in cut)
         return sum(read) + written
 
 
