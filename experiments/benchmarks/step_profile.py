@@ -2,15 +2,17 @@
 
     python -m experiments.benchmarks.step_profile --cases static
 
-Traced by JAX's profiler on the device at hand. Each line is a kind of operation of the compiled
-program: milliseconds in a step, share of all of them, how often in a step, HLO's name for it, the
-shape of its result and what in our code it comes from. Loops and branches are not listed, what they
-execute is. Operations may overlap, so that together they take longer than the step.
+Traced by JAX's profiler on the device at hand; first, how long it took to compile. Each line is a
+kind of operation of the compiled program: milliseconds in a step, share of all of them, how often
+in a step, HLO's name for it, the shape of its result and what in our code it comes from. Loops and
+branches are not listed, what they execute is. Operations may overlap, so that together they take
+longer than the step.
 """
 
 import functools
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import jax
 
 from dnw_jax.train import train_step
+from experiments.benchmarks.alternate import said
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.hlo import CONTROL_FLOW, Operation, Program
 from experiments.benchmarks.ours import our_config, our_state, random_batch
@@ -38,14 +41,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size = flags.batch_size or CASES[name].batch_size
         config = our_config(name, batch_size, flags.dtype)
         state, batch = our_state(config), random_batch(name, batch_size)
+        start = time.perf_counter()
         program = train_step.lower(state, batch).compile()
+        compiling = said(time.perf_counter() - start)
         operations = dict[str, Operation]()
         for computation in Program.of(program.as_text() or "").computations.values():
             operations |= computation
         step = functools.partial(program, state, batch)
         times, numbers = _traced(step, operations, flags.turns)
         total = sum(times.values())
-        print(f"{name} B={batch_size} {flags.dtype}: operations of {total:.1f} ms in a step")
+        print(
+            f"{name} B={batch_size} {flags.dtype}: compiled in {compiling}; "
+            f"operations of {total:.1f} ms in a step"
+        )
         for kind, milliseconds in times.most_common(flags.top):
             opcode, result, source = kind
             print(
