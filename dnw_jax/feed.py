@@ -193,7 +193,7 @@ class PhotographFeed:
         if self._reader is None:
             self._reader = self._batches(range(step, state.total_steps))
             self._ready = next(self._reader)
-            self._program = _train_on.lower(state, sums, self._ready[0]).compile()
+            self._program = train_on.lower(state, sums, self._ready[0]).compile()
         assert self.waited is not None
         for done in range(step + 1, step + count + 1):
             assert self._ready is not None
@@ -240,7 +240,8 @@ class PhotographFeed:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _train_on(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
+def train_on(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
+    """One update on `batch`, whose examples join `sums`. The state passed in is consumed."""
     state, new_sums = update(state, batch)
     return state, sums + new_sums
 

@@ -33,10 +33,14 @@ class Interrupts:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    def stop_if_told(self) -> None:
+        """Raises KeyboardInterrupt with the number of the signal, if one came."""
+        if self.number is not None:
+            raise KeyboardInterrupt(self.number)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.number is not None:
-            raise KeyboardInterrupt(number)
+        self.stop_if_told()
         self.number = number
         # Not print: it may have been interrupted itself.
         os.write(

@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        goes_on = flags.mode == "train" and any(Path(flags.workdir, "checkpoints").glob("*/"))
+        saved = ("checkpoints/*/", "seed_*/checkpoints/*/")
+        goes_on = flags.mode == "train" and any(
+            any(Path(flags.workdir).glob(pattern)) for pattern in saved
+        )
         print(
             f"interrupted: the same command goes on from the last checkpoint in {flags.workdir}"
             if goes_on

@@ -59,16 +59,16 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     layout.check_place(workdir)
     own = replicas.places(config, workdir)
     changed = layout.changes(workdir, config, layout.RUN) if layout.holds_run(workdir) else []
-    feed = open_feed(config, mesh)
-    plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
-    recipes = replicas.recipes(config)
-    states = [
-        create_train_state(each, build_model(each), steps_per_epoch=plan.per_epoch)
-        for each in recipes
-    ]
     with contextlib.ExitStack() as opened:
+        # First: an exception in the middle of JAX's own callbacks would be swallowed there.
         interrupts = opened.enter_context(Interrupts())
-        opened.enter_context(contextlib.closing(feed))
+        feed = opened.enter_context(contextlib.closing(open_feed(config, mesh)))
+        plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
+        recipes = replicas.recipes(config)
+        states = [
+            create_train_state(each, build_model(each), steps_per_epoch=plan.per_epoch)
+            for each in recipes
+        ]
         all_checkpoints = [
             opened.enter_context(Checkpoints(place / layout.CHECKPOINTS, config.checkpoint.keep))
             for place in own
@@ -80,6 +80,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         elif config.init_from:
             states = [warm_start(*each) for each in zip(states, recipes, strict=True)]
         step = step or 0
+        interrupts.stop_if_told()
         announce(workdir, states[0], config, plan, changed)
         if step < plan.total:
             layout.enter(workdir, config)
@@ -125,7 +126,7 @@ class Run:
 
     def finish(self, state: TrainState) -> TrainState:
         """Trains, logs, evaluates and saves until the plan's last step; the state then."""
-        step, size, stopping = int(np.max(state.step)), 1, False
+        step, size = int(np.max(state.step)), 1
         masks = _masks(state)
         if step == 0 and self.config.model.get("edges") == "complete":
             # A lottery ticket needs the weights that the complete graph began with.
@@ -135,6 +136,7 @@ class Run:
         state, _ = self.feed.advance(state, nothing, step, 0)
         self.bar.start()
         sums, seconds = nothing, 0.0  # since the last row
+        stopping = self.interrupts.number is not None
         while step < self.plan.total and not stopping:
             self._trace(step)
             count = min(size, self.plan.next_stop(step) - step)
@@ -161,8 +163,7 @@ class Run:
                     raise self._not_finite("some weights are NaN or infinite", step)
                 self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         self._trace(self.plan.total)
-        if stopping:
-            raise KeyboardInterrupt(self.interrupts.number)
+        self.interrupts.stop_if_told()
         return state
 
     def _save(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import dnw_jax
 from dnw_jax.edges import edge_budget, edge_mask, straight_through, top_edges
 from dnw_jax.edges.select import edge_masks
+from experiments.benchmarks.selection_passes import BUDGETS, kinds_of_weights, passes
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -329,6 +330,13 @@ def test_ties_are_searched_only_where_there_are_any() -> None:
     outside = text[text.index("ENTRY") :]
     assert "while" in outside
     assert not re.search(r"s32\[301\]", outside)  # how many ties lie in each column
+
+
+def test_a_few_passes_suffice() -> None:
+    for kind, weights in kinds_of_weights().items():
+        counts = [int(passes(weights, jnp.int32(budget))) for budget in BUDGETS]
+        assert np.mean(counts) <= 8, kind
+        assert max(counts) <= 12, kind
 
 
 def test_sharded_over_eight_devices() -> None:

@@ -101,14 +101,14 @@ def test_overrides_are_read_in_both_forms_and_in_order(
     assert "batch_size = -7" in message
 
 
-@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("saved", [None, "checkpoints/8", "seed_3/checkpoints/8"])
 def test_an_interrupt_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: bool
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: str | None
 ) -> None:
     path, workdir = tmp_path / "interrupted.py", tmp_path / "run"
     path.write_text("def get_config():\n    raise KeyboardInterrupt\n")
     if saved:
-        (workdir / "checkpoints" / "8").mkdir(parents=True)
+        (workdir / saved).mkdir(parents=True)
     assert main([f"--config={path}", f"--workdir={workdir}"]) == 130
     error = capsys.readouterr().err
     going_on = f"the same command goes on from the last checkpoint in {workdir}"

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from small_runs import (
     arguments,
     arrays,
@@ -21,9 +23,12 @@ from small_runs import (
     contents,
     rows,
     run,
+    small_config,
     start,
 )
 
+from dnw_jax import train
+from dnw_jax.feed import Feed, open_feed
 from dnw_jax.interrupts import Interrupts
 from dnw_jax.main import main
 
@@ -287,3 +292,17 @@ def test_a_damaged_checkpoint_is_told_and_can_be_deleted(
     run(tmp_path, **fields)
     assert "resuming after step 5 of 10\n" in capsys.readouterr().out
     assert_same_bits(arrays(tmp_path, 10), good)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_ctrl_c_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's own callbacks would swallow an exception that a signal raises in them."""
+
+    def open_and_interrupt(config: ConfigDict, mesh: Mesh) -> Feed:
+        signal.raise_signal(signal.SIGINT)
+        return open_feed(config, mesh)
+
+    monkeypatch.setattr(train, "open_feed", open_and_interrupt)
+    with pytest.raises(KeyboardInterrupt, match=str(int(signal.SIGINT))):
+        train.train(small_config(**LONG), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

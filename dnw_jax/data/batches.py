@@ -49,7 +49,7 @@ def evaluation_indices(
 
 
 # Two epochs meet in a batch; two more are for a caller that prepares batches ahead.
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=12)  # of five seeds the epoch at hand and the next
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """int32 [num_examples]: the order of the examples in one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)

@@ -192,11 +192,11 @@ def _read_ahead(
     from absl import flags  # noqa: PLC0415
 
     if num_workers is None:
-        num_workers = os.cpu_count() or 1
+        num_workers = _num_cores()
     num_workers = min(num_workers, len(numbers))
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_READY)
     if num_workers == 0:
-        threads = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=4)
+        threads = grain.ReadOptions(num_threads=_num_cores(), prefetch_buffer_size=4)
     batches = grain.MapDataset.range(numbers.start, numbers.stop).map(load).to_iter_dataset(threads)
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read theirs
@@ -237,6 +237,13 @@ def _start_resource_tracker() -> None:
     sys.warnoptions.append(quiet)  # processes are started with these
     resource_tracker.ensure_running()
     sys.warnoptions.remove(quiet)
+
+
+def _num_cores() -> int:
+    """That this process may use: in a container fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare_worker(index: int, count: int) -> None:

@@ -3,13 +3,12 @@
 The bit pattern of a non-negative float grows with its value, so what separates the k largest from
 the rest is found by counting how many lie above a candidate: O(size) each, without moving the data.
 Several candidates are counted in one pass over the weights: first the quantiles of a sample, then
-where the k-th lies if the values in between are evenly spread, until exactly k lie above one. As a
-rule that takes three to six passes; borders of four parts of the bits are counted, too, so that it
-never takes more than some eighteen. Under jit with a sharded input each count is an all-reduce, and
-so is the sample: nothing else leaves its device.
+where the k-th lies if the values in between are evenly spread, until exactly k lie above one, or
+all that are left are equal. As a rule that takes two to seven passes; each halves what is left of
+the bits, so that it never takes more than there are bits. Under jit with a sharded input a pass is
+three all-reduces of a few numbers, and the sample is one: nothing else leaves its device.
 """
 
-import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from dnw_jax.edges.ties import first_true
 from dnw_jax.fences import barrier
 
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
@@ -85,19 +85,20 @@ _LONG_ROW = 64
 _AROUND = (-3.0, -1.0, 0.0, 1.0, 3.0)
 # From where interpolation has it: between them it lies with equal probability.
 _BETWEEN = (-0.967, -0.431, 0.0, 0.431, 0.967)
-_PARTS = 4  # of the bits in between, whose borders are candidates, too: so the passes are bounded
 
 
 class _Bracket(NamedTuple):
     """The k-th largest magnitude is >= `low` and < `high`; how many are >= each of these.
 
     At the start `high` is above all, at the end all in between are of one magnitude, or wanted.
+    `passes` over the weights were needed so far.
     """
 
     low: Array
     count_low: Array
     high: Array
     count_high: Array
+    passes: Array
 
 
 @jax.jit  # without it a call outside of jit would compile its loops anew each time
@@ -106,33 +107,38 @@ def _masks(weights: list[Float[Array, "..."]], count: Int[Array, ""]) -> list[Bo
         return [jnp.zeros(each.shape, bool) for each in weights]
     dtype = jnp.result_type(*weights)
     weights = [lax.stop_gradient(each).astype(dtype) for each in weights]
-    low, count_low, high, count_high = _narrowed(weights, count)
+    # Of none, the search is for the largest: it needs one to look for.
+    low, count_low, high, count_high, _ = narrowed_bracket(weights, jnp.maximum(count, 1))
     magnitudes = [magnitude_bits(each) for each in weights]
     tied = [(low <= magnitude) & (magnitude < high) for magnitude in magnitudes]
-    ties = _first(tied, count - count_high, in_all=count_low - count_high)
+    ties = first_true(tied, count - count_high, in_all=count_low - count_high)
     return [(m >= high) | tie for m, tie in zip(magnitudes, ties, strict=True)]
 
 
-def _narrowed(weights: list[Array], count: Array) -> _Bracket:
-    """The bracket, once nothing but ties is left to decide in it."""
+def narrowed_bracket(weights: list[Array], count: Array) -> _Bracket:
+    """That of the `count`-th (from 1), once nothing but ties is left to decide in it."""
+    weights = [each for each in weights if each.size]
     size = jnp.int32(sum(each.size for each in weights))
     num_bits = _bits(weights[0])
     unsigned = _UNSIGNED[num_bits]
     top = unsigned(1 << (num_bits - 1))  # above every magnitude
-    start = _Bracket(unsigned(0), size, top, jnp.int32(0))
+    start = _Bracket(unsigned(0), size, top, jnp.int32(0), jnp.int32(0))
 
     def narrowed(bracket: _Bracket, candidates: Array) -> _Bracket:
         candidates = jnp.clip(candidates, bracket.low + 1, bracket.high - 1)
         # Else the magnitudes would be taken out of the loop, and written to memory.
-        here, candidates = barrier((weights, candidates))
-        found = jnp.sum(jnp.stack([_counts_from(each, candidates) for each in here]), 0)
+        here, low, high, candidates = barrier((weights, bracket.low, bracket.high, candidates))
+        seen = [_look(each, candidates, low, high) for each in here]
+        counts, least, most = map(jnp.stack, zip(*seen, strict=True))
+        found = jnp.sum(counts, 0)
         enough = found >= count
-        low, count_low, high, count_high = bracket
+        # As close to the magnitudes that there are as can be: of ties alone nothing is undecided.
         return _Bracket(
-            jnp.max(jnp.where(enough, candidates, low)),
-            jnp.min(jnp.where(enough, found, count_low)),
-            jnp.min(jnp.where(enough, high, candidates)),
-            jnp.max(jnp.where(enough, count_high, found)),
+            jnp.maximum(jnp.max(jnp.where(enough, candidates, low)), jnp.min(least)),
+            jnp.min(jnp.where(enough, found, bracket.count_low)),
+            jnp.minimum(jnp.min(jnp.where(enough, high, candidates)), jnp.max(most) + 1),
+            jnp.max(jnp.where(enough, bracket.count_high, found)),
+            bracket.passes + 1,
         )
 
     def undecided(bracket: _Bracket) -> Array:
@@ -144,54 +150,60 @@ def _narrowed(weights: list[Array], count: Array) -> _Bracket:
     return lax.while_loop(undecided, narrow, narrowed(start, _quantiles(weights, count)))
 
 
-def num_true(mask: Bool[Array, "*shape"]) -> Int[Array, ""]:
-    """How many are true."""
-    return _true_along(mask, tuple(range(mask.ndim)))
-
-
-def _true_along(mask: Bool[Array, "..."], axes: tuple[int, ...]) -> Int[Array, "..."]:
-    """How many are true along `axes`: along one in 16 bits, which XLA:CPU vectorises."""
-    short = [axis for axis in axes if mask.shape[axis] < 2**16]
-    if not short:
-        return jnp.sum(mask, axes, dtype=jnp.int32)
-    longest = max(short, key=lambda axis: mask.shape[axis])
-    part = jnp.sum(mask, longest, dtype=jnp.uint16, keepdims=True)
-    return jnp.sum(part, axes, dtype=jnp.int32)
-
-
-def _counts_from(
-    weights: Float[Array, "*shape"], candidates: UInt[Array, " number"]
-) -> Int[Array, " number"]:
-    """How many magnitudes are >= each candidate."""
-    in_one_pass = _counts if jax.device_count() > 1 else _counts_in_one_pass
+def _look(
+    weights: Float[Array, "*shape"],
+    candidates: UInt[Array, " number"],
+    low: UInt[Array, ""],
+    high: UInt[Array, ""],
+) -> tuple[Int[Array, " number"], UInt[Array, ""], UInt[Array, ""]]:
+    """How many magnitudes are >= each candidate; the least and the most of those in the bracket."""
+    magnitudes = magnitude_bits(weights)
+    at_once = _look_by_sums if jax.device_count() > 1 else _look_in_one_pass
     return lax.platform_dependent(
-        magnitude_bits(weights), candidates, cpu=in_one_pass, default=_counts
+        magnitudes, candidates, low, high, cpu=at_once, default=_look_by_sums
     )
 
 
-def _counts(
-    magnitudes: UInt[Array, "*shape"], candidates: UInt[Array, " number"]
-) -> Int[Array, " number"]:
-    """As one sum: two kernels of a GPU; of magnitudes spread over devices one all-reduce."""
+def _look_by_sums(
+    magnitudes: UInt[Array, "*shape"], candidates: Array, low: Array, high: Array
+) -> tuple[Array, Array, Array]:
+    """Counts as one sum: two kernels of a GPU; of magnitudes spread over devices one all-reduce."""
     each = candidates.reshape(-1, *[1] * magnitudes.ndim)
-    return jnp.sum(magnitudes >= each, range(1, each.ndim), dtype=jnp.int32)
+    found = jnp.sum(magnitudes >= each, range(1, each.ndim), dtype=jnp.int32)
+    from_low, below_high = _inside(magnitudes, low, high)
+    return found, jnp.min(from_low), jnp.max(below_high)
 
 
-def _counts_in_one_pass(
-    magnitudes: UInt[Array, "*shape"], candidates: UInt[Array, " number"]
-) -> Int[Array, " number"]:
+def _inside(magnitudes: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Those >= `low`, the others above all; those < `high`, the others zero."""
+    above = magnitudes.dtype.type(jnp.iinfo(magnitudes.dtype).max)
+    from_low = jnp.where(magnitudes >= low, magnitudes, above)
+    return from_low, jnp.where(magnitudes < high, magnitudes, magnitudes.dtype.type(0))
+
+
+def _look_in_one_pass(
+    magnitudes: UInt[Array, "*shape"], candidates: Array, low: Array, high: Array
+) -> tuple[Array, Array, Array]:
     """In a form that XLA:CPU vectorises; what is sharded along the last axis would be gathered."""
-    operands = tuple((magnitudes >= each).astype(jnp.int32) for each in candidates)
-    zeros = (jnp.int32(0),) * len(operands)
+    counted = [(magnitudes >= each).astype(jnp.int32) for each in candidates]
+    operands = (*counted, *_inside(magnitudes, low, high))
+    unsigned = magnitudes.dtype.type
+    nothing = (*[jnp.int32(0)] * len(counted), unsigned(jnp.iinfo(unsigned).max), unsigned(0))
     axes = tuple(range(magnitudes.ndim))
     if magnitudes.shape[-1:] >= (_LONG_ROW,):  # then the cores share the rows
         axes = axes[-1:]
-    rows = lax.reduce(operands, zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
-    return jnp.stack([jnp.sum(row, dtype=jnp.int32) for row in rows])
+    *rows, least, most = lax.reduce(operands, nothing, _joined, axes)
+    found = jnp.stack([jnp.sum(row, dtype=jnp.int32) for row in rows])
+    return found, jnp.min(least), jnp.max(most)
+
+
+def _joined(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, ...]:
+    *counts, least, most = zip(a, b, strict=True)
+    return (*(x + y for x, y in counts), jnp.minimum(*least), jnp.maximum(*most))
 
 
 def _quantiles(weights: list[Array], count: Array) -> Array:
-    """Where the k-th may lie, by a sample: some places around, and the one above the middle."""
+    """Where the k-th may lie, by a sample: some places around, and just above the middle one."""
     size = sum(each.size for each in weights)
     samples = [_sample(each, math.ceil(_SAMPLE_SIZE * each.size / size)) for each in weights]
     ordered = jnp.sort(magnitude_bits(jnp.concatenate(samples)))[::-1]
@@ -200,9 +212,7 @@ def _quantiles(weights: list[Array], count: Array) -> Array:
     parts = part + jnp.array(_AROUND, jnp.float32) * deviation
     places = jnp.clip(jnp.ceil(parts * len(ordered)).astype(jnp.int32) - 1, 0, len(ordered) - 1)
     found = ordered[places]
-    # If few are wanted, the sample may hold none of them.
-    twice = magnitude_bits(2 * lax.bitcast_convert_type(ordered[0], weights[0].dtype))
-    return jnp.append(found, jnp.stack([found[len(_AROUND) // 2] + 1, twice]))
+    return jnp.append(found, found[len(_AROUND) // 2] + 1)
 
 
 def _sample(weights: Float[Array, "*shape"], number: int) -> Float[Array, " number"]:
@@ -213,18 +223,17 @@ def _sample(weights: Float[Array, "*shape"], number: int) -> Float[Array, " numb
 
 
 def _guesses(bracket: _Bracket, count: Array, dtype: jnp.dtype) -> Array:
-    """Around where the k-th lies if the values in between are evenly spread; and evenly in bits."""
-    low, count_low, high, count_high = bracket
+    """Around where the k-th lies if the values in between are evenly spread; and midway in bits."""
+    low, count_low, high, count_high, _ = bracket
     inside = (count_low - count_high).astype(jnp.float32)
     part = (count_low - count).astype(jnp.float32) / inside
     deviation = jnp.sqrt(part * (1 - part) / inside)
     parts = jnp.clip(part + jnp.array(_BETWEEN, jnp.float32) * deviation, 0, 1)
     least, most = (lax.bitcast_convert_type(bits, dtype) for bits in (low, high - 1))
     values = least + (most - least) * parts.astype(dtype)
-    borders = low + (high - low) // _PARTS * jnp.arange(1, _PARTS, dtype=low.dtype)
     middle = low + (high - low) // 2
     between = jnp.where(jnp.isfinite(values), magnitude_bits(values), middle)
-    return jnp.append(between, borders)
+    return jnp.append(between, middle)
 
 
 def magnitude_bits(weights: Float[Array, "*shape"]) -> UInt[Array, "*shape"]:
@@ -232,72 +241,3 @@ def magnitude_bits(weights: Float[Array, "*shape"]) -> UInt[Array, "*shape"]:
     unsigned = _UNSIGNED[_bits(weights)]
     bits = lax.bitcast_convert_type(weights, unsigned)
     return bits & unsigned(jnp.iinfo(unsigned).max >> 1)
-
-
-def _first(
-    tied: list[Bool[Array, "..."]], count: Int[Array, ""], in_all: Int[Array, ""]
-) -> list[Bool[Array, "..."]]:
-    """The first `count` of the `in_all` true elements in row-major order, first array first.
-
-    A cumulative sum over all would gather a sharded mask: instead the row is found in which the
-    last one lies, then its place in the row.
-    """
-    undecided = -1
-
-    def decided(ends: list[Array]) -> list[Array]:
-        # Of what the loop carries, else it would all be taken out of the loop, and always done.
-        here = [each & (end == undecided) for each, end in zip(tied, ends, strict=True)]
-        totals = list(map(num_true, here))
-        before = itertools.accumulate(totals[:-1], initial=jnp.int32(0))
-        wanted = [jnp.clip(count - b, 0, total) for b, total in zip(before, totals, strict=True)]
-        return list(map(_end_of_first, here, wanted))
-
-    # As a rule all are wanted. A loop of one turn or none: mapped, a `lax.cond` would take it.
-    ends = lax.while_loop(
-        lambda ends: ends[0] == undecided,
-        decided,
-        [jnp.where(count == in_all, each.size, undecided) for each in tied],
-    )
-    return [each & (_flat_index(each.shape) < end) for each, end in zip(tied, ends, strict=True)]
-
-
-def _end_of_first(mask: Bool[Array, "*shape"], count: Int[Array, ""]) -> Int[Array, ""]:
-    """The flat index after the `count`-th true element, which there is; 0 if none is wanted."""
-    if not mask.size:
-        return jnp.int32(0)
-    last = jnp.int32(0)
-    left = count
-    for axis, stride in enumerate(_strides(mask.shape)):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = _true_along(mask, others)
-        place, before = _place_of(left, inside)
-        left -= before
-        last += place * stride
-        mask &= lax.broadcasted_iota(jnp.int32, mask.shape, axis) == place
-    return jnp.where(count > 0, last + 1, 0)
-
-
-def _place_of(nth: Int[Array, ""], numbers: Int[Array, " n"]) -> tuple[Array, Array]:
-    """In which place the `nth` is, and how many come before that: no sharded array is gathered."""
-    index = lax.iota(jnp.int32, len(numbers))
-
-    def before(place: Int[Array, ""]) -> Int[Array, ""]:
-        return jnp.sum(numbers, where=index < place, dtype=jnp.int32)
-
-    place = jnp.int32(0)
-    for bit in reversed(range(len(numbers).bit_length())):
-        further = place + (1 << bit)
-        place = jnp.where(before(further) < nth, further, place)
-    return place, before(place)
-
-
-def _flat_index(shape: tuple[int, ...]) -> Int[Array, "*shape"]:
-    """Row-major index of each element, without a reshape (which would move a sharded array)."""
-    index = jnp.zeros(shape, jnp.int32)
-    for axis, stride in enumerate(_strides(shape)):
-        index += lax.broadcasted_iota(jnp.int32, shape, axis) * stride
-    return index
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]

@@ -14,8 +14,9 @@ from dnw_jax.edges.keys import split_key
 from dnw_jax.edges.paths import named_leaves
 from dnw_jax.edges.rule import Rule
 from dnw_jax.edges.rules import FixedMask
-from dnw_jax.edges.select import edge_masks, num_true
+from dnw_jax.edges.select import edge_masks
 from dnw_jax.edges.sparsity_report import LeafReport, SparsityReport
+from dnw_jax.edges.ties import num_true
 
 Tree = Any  # a pytree of arrays
 Shape = tuple[int, ...]

@@ -26,6 +26,10 @@ class Case(NamedTuple):
     products: tuple[int, int] | None = None
 
 
+# The graphs of the MobileNetV1-like chain x0.225, and their budgets of edges.
+SHAPES = ((32, 64), (192, 256), (384, 512), (2816, 3072), (1536, 2048))
+BUDGETS = (104, 1245, 4977, 72991, 79627)
+
 CASES = {
     "static": Case(
         "configs/cifar10_tiny.py:wiring=static", "small_scale/static_dnw.yml", 512, 32, 10, 2.5

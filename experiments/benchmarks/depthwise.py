@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dnw_jax.graphs.depthwise import depthwise_conv3x3
+from dnw_jax.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import Timing
 from experiments.benchmarks.report import Report, timing_flags
 from experiments.benchmarks.roofline import Work
@@ -91,4 +92,5 @@ def _in_turn(
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()  # as runs do
     main()

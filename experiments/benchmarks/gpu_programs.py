@@ -57,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sharding = _on_an_h200()
     except NotImplementedError:
-        parser.error('jax has no compiler for GPUs here: pip install "jax[cuda13]"')
+        parser.error(
+            'jax has no compiler for GPUs here: pip install "jax[cuda13]"; '
+            "without a GPU set JAX_PLATFORMS=cpu, too"
+        )
     for name in flags.cases:
         batch_size = flags.batch_size or CASES[name].batch_size
         state = our_state(our_config(name, batch_size, flags.dtype))

@@ -1,18 +1,20 @@
 """A worker: jaxpruner's magnitude masks. Arguments: its checkout, a file of shapes by path.
 
-A script by itself, because its interpreter need not know dnw_jax.
+Its interpreter need not know dnw_jax.
 """
 
 import functools
 import json
 import math
 import sys
-import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))
+from experiments.benchmarks.alternate import serve
 
 
 def main(checkout: str, shapes_file: str) -> None:
-    """Serves selections until killed; the protocol is that of `alternate.serve`."""
+    """Serves selections until killed."""
     import jax  # noqa: PLC0415
 
     sys.path.insert(0, checkout)
@@ -32,10 +34,7 @@ def main(checkout: str, shapes_file: str) -> None:
     )
     sparsities = updater.sparsity_distribution_fn(params)  # constants: so it compiles to less
     masks = jax.jit(lambda p: updater.create_masks(updater.calculate_scores(p), sparsities))
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        jax.block_until_ready(masks(params))
-        print(f"seconds {time.perf_counter() - start}", flush=True)
+    serve(lambda: jax.block_until_ready(masks(params)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A worker: steps of ours on random images. Arguments: case, mode, batch size, dtype, a start.
 
-Modes: `train` and `evaluate` call one step at a time; `run` makes several training steps in one
-program, as a run on images that live on the device does, cropped and flipped there. The start, if
-there is one, is a file by `reference_step`: then both begin with the same weights and images.
+Modes: `train` and `evaluate` call one step at a time; `run` makes several training steps as a run
+does: on images that live on the device in one program, cropped and flipped there; on photographs
+one after the other, each consuming the state before. The start, if there is one, is a file by
+`reference_step`: then both begin with the same weights and images.
 """
 
 import sys
@@ -11,13 +12,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from dnw_jax import data
-from dnw_jax.feed import train_steps
+from dnw_jax.feed import train_on, train_steps
 from dnw_jax.large_pages import restart_with_large_pages
 from dnw_jax.metrics import Sums
 from dnw_jax.train import TrainState, evaluate_step, train_step
 from experiments.benchmarks.alternate import serve
+from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
 
 _STEPS_IN_RUN = 4
@@ -31,19 +34,26 @@ def main(name: str, mode: str, batch_size: str, dtype: str, start: str | None = 
         with np.load(start) as arrays:
             batch = {key: jnp.asarray(arrays[key]) for key in batch}
     if mode == "run":
-        images = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
-        split = data.Split(images, np.asarray(batch["label"]))
-        serve(_run(state, data.DeviceSplit.of(split, config.dataset)), _STEPS_IN_RUN)
+        serve(_run(name, state, batch, config), _STEPS_IN_RUN)
     step = train_step if mode == "train" else evaluate_step
     serve(lambda: jax.block_until_ready(step(state, batch)))
 
 
-def _run(state: TrainState, split: data.DeviceSplit) -> Callable[[], object]:
+def _run(
+    name: str, state: TrainState, batch: dict[str, jax.Array], config: ConfigDict
+) -> Callable[[], object]:
+    images = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
+    split = data.DeviceSplit.of(data.Split(images, np.asarray(batch["label"])), config.dataset)
     indices = jnp.tile(jnp.arange(len(split.labels)), (_STEPS_IN_RUN, 1))
 
     def steps() -> None:
         nonlocal state
-        state, sums = train_steps(state, Sums.zero(), split, indices, _STEPS_IN_RUN)
+        sums = Sums.zero()
+        if "imagenet" in CASES[name].config:
+            for _ in range(_STEPS_IN_RUN):
+                state, sums = train_on(state, sums, batch)
+        else:
+            state, sums = train_steps(state, sums, split, indices, _STEPS_IN_RUN)
         jax.block_until_ready((state.params, sums))
 
     return steps

@@ -37,7 +37,14 @@ def timing_flags(doc: str, turns: int = 7) -> argparse.ArgumentParser:
 
 def add_case_flags(parser: argparse.ArgumentParser, *cases: str) -> None:
     """Which models to step, by default `cases`, and how."""
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(cases), help="models")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=CASES,
+        default=list(cases),
+        metavar="CASE",
+        help="models, of " + ", ".join(CASES),
+    )
     parser.add_argument("--batch-size", type=count, metavar="N", help="instead of each case's own")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="that ours computes in"
@@ -46,6 +53,36 @@ def add_case_flags(parser: argparse.ArgumentParser, *cases: str) -> None:
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults after what a flag is, and lines as they are written."""
+
+
+_REFERENCE_NEEDS = ("torch", "torchdiffeq", "PyYAML")
+
+
+def add_reference_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the published code is, and what runs it; see `reference_of`."""
+    is_checkout = folder_with("models/graphs", "checkout of allenai/dnw")
+    parser.add_argument("--reference", type=is_checkout, metavar="DIR", help="the published code")
+    parser.add_argument(
+        "--reference-python",
+        type=program,
+        metavar="PYTHON",
+        help="that runs it: one with " + ", ".join(_REFERENCE_NEEDS),
+    )
+
+
+def reference_of(
+    parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> dict[str, dict[str, str]]:
+    """The `versions` of the published code's interpreter, or nothing. Ends if they do not do."""
+    others = {}
+    if flags.reference_python:
+        try:
+            others["reference"] = versions(flags.reference_python, *_REFERENCE_NEEDS)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --reference-python: {error}")
+    if bool(flags.reference) != bool(others):
+        parser.error("--reference and --reference-python belong together; give both or neither")
+    return others
 
 
 def count(text: str) -> int:

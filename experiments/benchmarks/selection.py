@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.alternate import alternate
+from experiments.benchmarks.cases import SHAPES
 from experiments.benchmarks.report import Report, interpreter, timing_flags, versions
 from experiments.benchmarks.roofline import Work
-from experiments.benchmarks.selection_worker import METHODS, SHAPES
+from experiments.benchmarks.selection_worker import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> None:

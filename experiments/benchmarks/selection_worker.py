@@ -9,10 +9,9 @@ from jax import lax
 
 import dnw_jax
 from dnw_jax.graphs.initialization import uniform_fan_in
+from dnw_jax.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import serve
-
-SHAPES = ((32, 64), (192, 256), (384, 512), (2816, 3072), (1536, 2048))
-BUDGETS = (104, 1245, 4977, 72991, 79627)
+from experiments.benchmarks.cases import BUDGETS, SHAPES
 
 
 def _bisection(weights: jax.Array, num_edges: int) -> jax.Array:
@@ -56,4 +55,5 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()  # as runs do
     main(*sys.argv[1:])

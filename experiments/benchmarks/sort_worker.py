@@ -1,24 +1,26 @@
-"""A worker: the five graphs by sorting, in PyTorch. A script by itself, for another interpreter."""
+"""A worker: the five graphs by sorting, in PyTorch. Its interpreter need not know dnw_jax."""
 
 import sys
-import time
+from pathlib import Path
 
-SHAPES = ((32, 64), (192, 256), (384, 512), (2816, 3072), (1536, 2048))
-BUDGETS = (104, 1245, 4977, 72991, 79627)
+import torch
+
+sys.path.append(str(Path(__file__).parents[2]))
+from experiments.benchmarks.alternate import serve
+from experiments.benchmarks.cases import BUDGETS, SHAPES
 
 
 def main() -> None:
-    """Serves selections until killed; the protocol is that of `alternate.serve`."""
-    import torch  # noqa: PLC0415
-
+    """Serves selections until killed."""
     weights = [(2 * torch.rand(shape) - 1) / shape[0] ** 0.5 for shape in SHAPES]
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def choose() -> None:
         for weight, num_edges in zip(weights, BUDGETS, strict=True):
             kept = weight.clone()
             _, order = weight.flatten().abs().sort()
             kept.view(-1)[order[: weight.numel() - num_edges]] = 0
-        print(f"seconds {time.perf_counter() - start}", flush=True)
+
+    serve(choose)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import optax
 from flax import nnx, traverse_util
 
 import dnw_jax
+from dnw_jax.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import serve
 
 
@@ -64,6 +65,7 @@ def selection(shapes: dict[str, list[int]]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()  # as runs do
     if sys.argv[1] == "step":
         steps(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from dnw_jax.large_pages import restart_with_large_pages
 from dnw_jax.train import train_step
 from experiments.benchmarks.alternate import said
 from experiments.benchmarks.cases import CASES
@@ -94,4 +95,5 @@ def _events(trace: jax.profiler.ProfileData) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()  # as runs do
     main()

@@ -5,8 +5,9 @@
 DIR is a checkout of github.com/allenai/dnw, PYTHON an interpreter with torch, torchdiffeq and
 pyyaml. Both run on the same machine in turn, on its GPU if it has one; the ratio of the medians is
 what counts. Without --reference only our own times are shown. `train` and `evaluate` are single
-steps; `run` is a training step as a run makes it, several in one program (not of continuous time:
-there a run's steps are single ones, too).
+steps; `run` is a training step as a run makes it: several in one program, or with photographs,
+which come one batch after the other, one (left out in continuous time, where steps of seconds are
+single ones, too). Ours has large memory pages where a run has them (`dnw_jax/large_pages.py`).
 """
 
 import argparse
@@ -25,10 +26,9 @@ from experiments.benchmarks.ours import our_config, our_state, random_batch
 from experiments.benchmarks.report import (
     Report,
     add_case_flags,
-    folder_with,
-    interpreter,
+    add_reference_flags,
+    reference_of,
     timing_flags,
-    versions,
 )
 from experiments.benchmarks.roofline import Work
 
@@ -38,24 +38,11 @@ MODES = ("train", "run", "evaluate")
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each case and mode."""
     parser = timing_flags(__doc__)
-    is_checkout = folder_with("models/graphs", "checkout of allenai/dnw")
-    packages = ("torch", "torchdiffeq", "PyYAML")
-    parser.add_argument("--reference", type=is_checkout, metavar="DIR", help="the published code")
-    parser.add_argument(
-        "--reference-python",
-        type=interpreter(*packages),
-        metavar="PYTHON",
-        help="that runs it: one with " + ", ".join(packages),
-    )
+    add_reference_flags(parser)
     add_case_flags(parser, *CASES)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of steps")
     flags = parser.parse_args(argv)
-    if bool(flags.reference) != bool(flags.reference_python):
-        parser.error("--reference and --reference-python belong together; give both or neither")
-    others = {}
-    if flags.reference:
-        others["reference"] = versions(flags.reference_python, *packages)
-    report = Report(flags.json, **others)
+    report = Report(flags.json, **reference_of(parser, flags))
     for name in flags.cases:
         batch_size = flags.batch_size or CASES[name].batch_size
         config = our_config(name, batch_size, flags.dtype)
