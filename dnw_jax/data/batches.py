@@ -48,8 +48,8 @@ def evaluation_indices(
     return np.where(mask, indices, 0).astype(np.int32), mask
 
 
-# Two epochs meet in a batch; two more are for a caller that prepares batches ahead.
-@functools.lru_cache(maxsize=12)  # of five seeds the epoch at hand and the next
+# Two epochs meet in a batch, of each of five seeds; two more are for a caller that works ahead.
+@functools.lru_cache(maxsize=12)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """int32 [num_examples]: the order of the examples in one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)

@@ -63,7 +63,7 @@ def _data(text: str) -> Path:
     return path
 
 
-# Seconds that all epochs of CIFAR-10 may take on an H200.
+# Seconds that 160 epochs of CIFAR-10 may take on an H200.
 _LIMITS = {"cifar10": 120, "cifar10_five_seeds": 300}
 
 
@@ -118,7 +118,7 @@ def _ran(name: str, command: list[str], flags: argparse.Namespace) -> bool:
             print(line, end="", flush=True)
             log.write(line)
         ended = f"{(seconds := time.perf_counter() - start):.1f} s"
-        if limit := _LIMITS.get(name):
+        if (limit := _LIMITS.get(name)) and flags.epochs == 160:
             ended += f", of {limit} s at most: {'met' if seconds <= limit else 'MISSED'}"
         print(ended, flush=True)
         log.write(f"{ended}\n")
