@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from dnw_jax.errors import UserError
     from dnw_jax.graphs.sparse_layer import SparseConv, SparseLinear
     from dnw_jax.models import build_model, wiring
-    from dnw_jax.reference import load_reference
-    from dnw_jax.workdir import load
+    from dnw_jax.models.reference import load_reference
+    from dnw_jax.run.workdir import load
 
 _HOMES = {
     "SparseConv": "graphs.sparse_layer",
@@ -27,9 +27,9 @@ _HOMES = {
     "build_model": "models",
     "edge_budget": "edges",
     "edge_mask": "edges",
-    "load": "workdir",
+    "load": "run.workdir",
     "load_config": "config",
-    "load_reference": "reference",
+    "load_reference": "models.reference",
     "profile": "deploy.profile",
     "sparsify": "edges",
     "top_edges": "edges",

@@ -10,7 +10,7 @@ from absl import logging
 
 from dnw_jax.config import CONFIG_FILE, load_config
 from dnw_jax.errors import UserError
-from dnw_jax.large_pages import restart_with_large_pages
+from dnw_jax.platform.large_pages import restart_with_large_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,15 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
         # Late, because jax takes a second: help and wrong settings need none of it.
-        from dnw_jax import compiled, evaluate, train  # noqa: PLC0415
+        from dnw_jax.commands.evaluate import evaluate  # noqa: PLC0415
+        from dnw_jax.commands.profile import print_profile  # noqa: PLC0415
+        from dnw_jax.platform.compile_cache import enable_compilation_cache  # noqa: PLC0415
+        from dnw_jax.train import train  # noqa: PLC0415
 
-        compiled.keep_compiled_programs()
+        enable_compilation_cache()
         if flags.mode == "train":
-            train.train(config, flags.workdir)
+            train(config, flags.workdir)
         elif flags.mode == "evaluate":
-            evaluate.evaluate(config, flags.workdir, flags.step)
+            evaluate(config, flags.workdir, flags.step)
         else:
-            evaluate.print_profile(config, flags.workdir, flags.step)
+            print_profile(config, flags.workdir, flags.step)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

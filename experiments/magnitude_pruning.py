@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dnw_jax
-from dnw_jax import devices, workdir
-from dnw_jax.evaluate import evaluate_all
-from dnw_jax.feed import open_feed
+from dnw_jax.platform import devices
+from dnw_jax.run import workdir
+from dnw_jax.train.evaluate import evaluate_all
+from dnw_jax.train.feed import open_feed
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.config import from_json, load_config
 from dnw_jax.main import main
 from dnw_jax.models import build_model
+from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import checkpoint_tree
 from dnw_jax.train import create_train_state
-from dnw_jax.workdir import checkpoint_tree
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")

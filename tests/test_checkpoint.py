@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.errors import UserError
+from dnw_jax.run.checkpoint import Checkpoints
 
 DTYPES = ["float32", "float16", ml_dtypes.bfloat16, "int32", "uint32", "uint8", "bool"]
 
@@ -321,7 +321,7 @@ SAVE_ON_A_FULL_DISK = textwrap.dedent("""
     import resource, signal, sys
     from pathlib import Path
     import numpy as np
-    from dnw_jax.checkpoint import Checkpoints
+    from dnw_jax.run.checkpoint import Checkpoints
     from dnw_jax.errors import UserError
 
     checkpoints = Checkpoints(Path(sys.argv[1]))
@@ -355,7 +355,7 @@ SAVE_UNTIL_KILLED = textwrap.dedent("""
     import sys
     from pathlib import Path
     import numpy as np
-    from dnw_jax.checkpoint import Checkpoints
+    from dnw_jax.run.checkpoint import Checkpoints
 
     with Checkpoints(Path(sys.argv[1]), keep=2) as checkpoints:
         for step in range(1, 1000):

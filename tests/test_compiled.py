@@ -7,8 +7,8 @@ from pathlib import Path
 
 PROGRAM = """
 import jax
-from dnw_jax.compiled import keep_compiled_programs
-print(keep_compiled_programs())
+from dnw_jax.platform.compile_cache import enable_compilation_cache
+print(enable_compilation_cache())
 jax.jit(lambda x: 3 * x + 1)(1.0)
 """
 

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from dnw_jax import schema
-from dnw_jax.config import differing_fields, from_json, load_config, to_json, validate
+from dnw_jax.config import differing_fields, from_json, load_config, schema, to_json, validate
+from dnw_jax.config.schema import EDGES
 from dnw_jax.errors import UserError
-from dnw_jax.schema import EDGES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))

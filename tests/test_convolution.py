@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dnw_jax.graphs.convolution import convolution
-
 CASES = [  # image, window, inputs, outputs, stride, padding
     ((6, 6), 3, 2, 4, 1, 1),
     ((7, 5), 3, 3, 2, 2, 1),

@@ -14,7 +14,7 @@ from small_runs import DIGITS, ROOT, SMALL, checkpoint_steps, rows, run
 
 from dnw_jax.config import load_config
 from dnw_jax.models import build_model
-from dnw_jax.train_state import create_train_state, update
+from dnw_jax.step.state import create_train_state, update
 
 WIRINGS = ("static", "continuous")
 FIELDS = {"num_steps": "3", "log__every_steps": "1"}

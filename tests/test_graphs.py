@@ -11,18 +11,19 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from dnw_jax import schema
+from dnw_jax.config import schema
 from dnw_jax.edges import RULES
-from dnw_jax.fences import barrier
 from dnw_jax.graphs import evolution
+from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.blocked import BlockedGraph, backward_edges
 from dnw_jax.graphs.continuous_time import SOLVERS, ContinuousTime, field
-from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.discrete_time import DiscreteTime
-from dnw_jax.graphs.evolution import Evolution, evolve, first_step
 from dnw_jax.graphs.nodes import BatchNormNodes, Nodes, NodeValues
-from dnw_jax.graphs.norms import BatchNorm, instance_norm
 from dnw_jax.graphs.time_graph import Dynamics, TimeGraph, update
+from dnw_jax.ops.barriers import barrier
+from dnw_jax.ops.depthwise import depthwise_conv3x3
+from dnw_jax.ops.norms import instance_norm
+from dnw_jax.ops.ode import Evolution, evolve, first_step
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

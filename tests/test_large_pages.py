@@ -10,7 +10,7 @@ import pytest
 POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PROGRAM = """
 import os, sys
-from dnw_jax.large_pages import restart_with_large_pages
+from dnw_jax.platform.large_pages import restart_with_large_pages
 print("start", os.getpid(), flush=True)
 restart_with_large_pages()
 print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), os.environ["KEPT"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dnw_jax.config.schema import EDGES
 from dnw_jax.main import main
-from dnw_jax.schema import EDGES
 
 ROOT = Path(__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"

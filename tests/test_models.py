@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import dnw_jax
+from dnw_jax.config.schema import MODELS
 from dnw_jax.edges import RULES
 from dnw_jax.models import edge_layers
 from dnw_jax.models.tiny import Stem, central_pixels
-from dnw_jax.schema import MODELS
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.py"
 WIRINGS = ("static", "discrete", "continuous")

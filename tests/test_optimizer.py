@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from dnw_jax.config import load_config
-from dnw_jax.optimizer import learning_rate_schedule, sgd
+from dnw_jax.step.optimizer import learning_rate_schedule, sgd
 
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.py")
 PER_EPOCH = 7

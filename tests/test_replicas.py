@@ -24,8 +24,8 @@ import dnw_jax
 from dnw_jax.errors import UserError
 from dnw_jax.main import main
 from dnw_jax.models import build_model
-from dnw_jax.replicas import parted, recipes, stacked
-from dnw_jax.train_state import create_train_state, update
+from dnw_jax.step.state import create_train_state, update
+from dnw_jax.train.seeds import seed_configs, stack_seeds, unstack_seeds
 
 SEEDS = {"num_seeds": "3", "seed": "4", "checkpoint__every_steps": "5"}
 FOLDERS = ("seed_4", "seed_5", "seed_6")
@@ -56,14 +56,15 @@ def test_seeds_side_by_side(wiring: str) -> None:
     """As accelerators train them: in one `vmap`; a CPU, one after the other."""
     config = small_config(model__wiring=wiring, num_seeds="2")
     states = [
-        create_train_state(own, build_model(own), steps_per_epoch=16) for own in recipes(config)
+        create_train_state(own, build_model(own), steps_per_epoch=16)
+        for own in seed_configs(config)
     ]
     images = jax.random.normal(jax.random.key(0), (2, 32, 8, 8, 1))
     batches = {"image": images, "label": jnp.tile(jnp.arange(32) % 10, (2, 1))}
-    together, sums = jax.jit(jax.vmap(update))(stacked(states), batches)
-    each_batch = parted(batches, 2)
+    together, sums = jax.jit(jax.vmap(update))(stack_seeds(states), batches)
+    each_batch = unstack_seeds(batches, 2)
     for state, batch, *got in zip(
-        states, each_batch, parted(together, 2), parted(sums, 2), strict=True
+        states, each_batch, unstack_seeds(together, 2), unstack_seeds(sums, 2), strict=True
     ):
         expected = jax.jit(update)(state, batch)
         for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

@@ -15,7 +15,7 @@ import dnw_jax
 from dnw_jax.edges import RULES, edge_budget
 from dnw_jax.models import edge_layers
 from dnw_jax.models.resnet import ARCHS, Arch, ResNet
-from dnw_jax.optimizer import learning_rate_schedule, sgd
+from dnw_jax.step.optimizer import learning_rate_schedule, sgd
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 IMAGENET, CIFAR10 = CONFIGS / "imagenet_resnet.py", CONFIGS / "cifar10_resnet.py"

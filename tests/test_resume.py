@@ -28,9 +28,9 @@ from small_runs import (
 )
 
 from dnw_jax import train
-from dnw_jax.feed import Feed, open_feed
-from dnw_jax.interrupts import Interrupts
 from dnw_jax.main import main
+from dnw_jax.platform.interrupts import Interrupts
+from dnw_jax.train.feed import Feed, open_feed
 
 # 64 steps in an epoch; epochs, checkpoints and logs fall on different steps.
 LONG = {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dnw_jax.config.schema import EDGES
 from dnw_jax.edges import RULES, edge_budget, edge_mask
-from dnw_jax.schema import EDGES
 
 WEIGHTS = jax.random.normal(jax.random.key(1), (12, 10))
 KEY = jax.random.key(2)

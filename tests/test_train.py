@@ -23,15 +23,16 @@ from small_runs import (
 )
 
 import dnw_jax
-from dnw_jax import data, devices
+from dnw_jax import data
 from dnw_jax.config import from_json
-from dnw_jax.evaluate import evaluate_all
-from dnw_jax.feed import ImageFeed
 from dnw_jax.main import main
 from dnw_jax.models import edge_layers
+from dnw_jax.platform import devices
+from dnw_jax.run.workdir import load_state
+from dnw_jax.step.state import random_key, with_frozen_edges
 from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
-from dnw_jax.train_state import random_key, settled
-from dnw_jax.workdir import load_state
+from dnw_jax.train.evaluate import evaluate_all
+from dnw_jax.train.feed import ImageFeed
 
 TRAINED = {
     "batch_size": "64",  # 8 steps in an epoch
@@ -149,7 +150,7 @@ def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
 @pytest.mark.parametrize("rule", ["dnw", "random", "l1_anneal", "targeted_dropout"])
 def test_edges_chosen_once_for_all_batches(batch: dict[str, jax.Array], rule: str) -> None:
     state, _ = train_step(new_state(small_config(model__edges=rule, ema__decay="0.5")), batch)
-    chosen = settled(state)
+    chosen = with_frozen_edges(state)
     for ours, theirs in zip(
         leaves(evaluate_step(chosen, batch)), leaves(evaluate_step(state, batch)), strict=True
     ):

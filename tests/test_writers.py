@@ -12,8 +12,8 @@ from PIL import Image
 from small_runs import rows
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from dnw_jax.metrics import edge_churn
-from dnw_jax.writers import Progress, Writer
+from dnw_jax.run.writers import Progress, Writer
+from dnw_jax.step.metrics import edge_churn
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 

@@ -8,7 +8,7 @@
 
 from dnw_jax.data.augment import normalise, random_crop_flip
 from dnw_jax.data.batches import evaluation_batches, steps_per_epoch, train_indices
-from dnw_jax.data.facts import STATISTICS
+from dnw_jax.data.dataset_info import STATISTICS
 from dnw_jax.data.in_memory import Split, load_split
 from dnw_jax.data.on_device import DeviceSplit
 from dnw_jax.data.streaming import HostBatch, Photographs

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dnw_jax.data.facts import check_fields
-from dnw_jax.data.prepared import damage_is_told, open_source
+from dnw_jax.data.dataset_info import check_fields
+from dnw_jax.data.prepared import damage_as_user_error, open_source
 from dnw_jax.errors import UserError
 
 
@@ -107,7 +107,7 @@ def _from_tfds(dataset: ConfigDict, split: str) -> Split:
     labels = np.empty(len(source), np.int32)
     progress = tqdm(total=len(source), desc=f"{dataset.name} {split}", unit="image", disable=None)
     # disable=None: silent where stderr is not a terminal
-    with progress, damage_is_told(dataset, split):
+    with progress, damage_as_user_error(dataset, split):
         for start in range(0, len(source), 1000):
             indices = range(start, min(start + 1000, len(source)))
             for index, example in zip(indices, source.__getitems__(list(indices)), strict=True):

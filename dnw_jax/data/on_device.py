@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt, UInt8
 from ml_collections import ConfigDict
 
 from dnw_jax.data.augment import normalise, random_crop_flip
-from dnw_jax.data.facts import STATISTICS, Statistics
+from dnw_jax.data.dataset_info import STATISTICS, Statistics
 from dnw_jax.data.in_memory import Split
 
 

@@ -19,7 +19,7 @@ def open_source(dataset: ConfigDict, split: str) -> Any:
       UserError: the files are not there, or damaged.
     """
     folder = _prepared_folder(dataset, split)
-    with damage_is_told(dataset, split):
+    with damage_as_user_error(dataset, split):
         import tensorflow_datasets as tfds  # noqa: PLC0415 (slow to import)
 
         # SkipDecoding and Pillow: a fifth faster than letting TFDS decode, the same pixels.
@@ -29,7 +29,7 @@ def open_source(dataset: ConfigDict, split: str) -> Any:
 
 
 @contextmanager
-def damage_is_told(dataset: ConfigDict, split: str) -> Iterator[None]:
+def damage_as_user_error(dataset: ConfigDict, split: str) -> Iterator[None]:
     """Turns whatever a damaged file leads to into a UserError that says how to mend it."""
     try:
         yield

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dnw_jax.data.batches import evaluation_indices, steps_per_epoch, train_indices
-from dnw_jax.data.facts import check_fields
+from dnw_jax.data.dataset_info import check_fields
 from dnw_jax.data.photographs import evaluation_image, training_image
 from dnw_jax.data.prepared import open_source, reason
 from dnw_jax.errors import UserError

@@ -23,11 +23,11 @@ def edge_budget(size: int, sparsity: Share) -> int:
     """
     if size < 0:
         raise ValueError(f"size is {size}; it must be at least 0")
-    check_share(sparsity, "sparsity")
+    check_fraction(sparsity, "sparsity")
     return size - int(float(sparsity) * size)
 
 
-def check_share(share: Share, field: str) -> None:
+def check_fraction(share: Share, field: str) -> None:
     """Refuses what is no number in [0, 1]."""
     is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
     if not is_number or not 0 <= share <= 1:
@@ -66,7 +66,7 @@ def erdos_renyi_kernel(shapes: Shapes, sparsity: Share) -> Counts:
 def explicit(shapes: Shapes, sparsities: Mapping[str, Share]) -> Counts:
     """Each layer at a sparsity of its own; the total is that of all of them, rounded up once."""
     for path, sparsity in sparsities.items():
-        check_share(sparsity, f"sparsity of {path}")
+        check_fraction(sparsity, f"sparsity of {path}")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     dropped = math.fsum(sparsities[path] * size for path, size in sizes.items())
     ideal = {path: size * (1 - Fraction(float(sparsities[path]))) for path, size in sizes.items()}
@@ -104,7 +104,7 @@ class SparsitySchedule:
 
     def __post_init__(self) -> None:
         for name in ("initial", "final"):
-            check_share(getattr(self, name), name)
+            check_fraction(getattr(self, name), name)
         if not 0 <= self.begin < self.end:
             raise ValueError(f"begin, end are {self.begin}, {self.end}; they need 0 <= begin < end")
         if not self.power > 0:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dnw_jax.edges.budget import Share, check_share
+from dnw_jax.edges.budget import Share, check_fraction
 from dnw_jax.edges.select import edge_mask
 from dnw_jax.edges.straight_through import straight_through
 
@@ -38,7 +38,7 @@ class Rule:
             raise ValueError(
                 "sparsity is None; give the share of the weights to leave out, such as 0.9"
             )
-        check_share(sparsity, "sparsity")
+        check_fraction(sparsity, "sparsity")
         return sparsity
 
     def refuses(self, path: str, shape: tuple[int, ...]) -> str | None:

@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from dnw_jax.edges.ties import first_true
-from dnw_jax.fences import barrier
+from dnw_jax.ops.barriers import barrier
 
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 

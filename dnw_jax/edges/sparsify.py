@@ -61,7 +61,7 @@ def sparsify(  # noqa: PLR0917  as the optax transforms: the first few are given
     rule = find_rule(rule)
     by_path = dict(budget) if isinstance(budget, Mapping) else {}
     for pattern, own in by_path.items():
-        budgets.check_share(own, f"budget[{pattern!r}]")
+        budgets.check_fraction(own, f"budget[{pattern!r}]")
     leaves = {path: leaf for path, leaf in named_leaves(params)[0].items() if can_be_sparse(leaf)}
     if not leaves:
         raise ValueError("params holds no array of floats; pass the parameters of a model")

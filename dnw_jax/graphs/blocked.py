@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
 from dnw_jax.graphs.nodes import EVERY_PIXEL, FiringNodes
-from dnw_jax.graphs.send import send
+from dnw_jax.ops.send import send
 
 
 class BlockedGraph(nnx.Module):

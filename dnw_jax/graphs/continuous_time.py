@@ -4,33 +4,16 @@ The published code's ReLU works in place, on the solver's own state: each step s
 the states rectified. The published accuracies were reached so, and ours agree.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.evolution import Evolution, evolve
 from dnw_jax.graphs.nodes import NodeValues
-from dnw_jax.graphs.runge_kutta import Method
-from dnw_jax.graphs.send import send
-
-SOLVERS: Mapping[str, Method] = MappingProxyType(
-    {
-        "dopri5": Method.of(diffrax.Dopri5),
-        "dopri8": Method.of(diffrax.Dopri8),
-        "tsit5": Method.of(diffrax.Tsit5),
-        "bosh3": Method.of(diffrax.Bosh3),
-        "heun": Method.of(diffrax.Heun),
-        "midpoint": Method.of(diffrax.Midpoint),
-        "ralston": Method.of(diffrax.Ralston),
-        "euler": Method(stages=(), weights=(1.0,), errors=(), order=1, interpolation=None),
-    }
-)
-"""Explicit Runge-Kutta methods by the name that `config.model.solver.name` gives them."""
+from dnw_jax.ops.ode import Evolution, evolve
+from dnw_jax.ops.runge_kutta import SOLVERS
+from dnw_jax.ops.send import send
 
 
 @dataclass(frozen=True)

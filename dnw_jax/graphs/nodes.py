@@ -6,9 +6,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dnw_jax.graphs.depthwise import depthwise_conv3x3
+from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.initialization import uniform_fan_in
-from dnw_jax.graphs.norms import BatchNorm, instance_norm
+from dnw_jax.ops.depthwise import depthwise_conv3x3
+from dnw_jax.ops.norms import instance_norm
 
 EVERY_NODE = slice(None)
 EVERY_PIXEL = (slice(None), slice(None))

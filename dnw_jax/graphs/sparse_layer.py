@@ -46,7 +46,7 @@ class SparseLayer(nnx.Module):
         """The weights that carry signal now, chosen in full precision."""
         return self.rule(self.weights, self._state(), self.num_edges, train=train, key=key)
 
-    def settle(self) -> None:
+    def freeze_edges(self) -> None:
         """Keeps the weights that carry signal now, and chooses no more: all others are zero."""
         self._replace(self.real_weights())
         self.rule = RULES["complete"]

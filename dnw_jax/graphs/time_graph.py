@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
 from dnw_jax.graphs.nodes import EVERY_NODE, EVERY_PIXEL, Nodes, NodeValues
-from dnw_jax.graphs.send import send
+from dnw_jax.ops.send import send
 
 
 def update(

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dnw_jax.graphs.convolution import as_flax_calls_it
 from dnw_jax.graphs.initialization import uniform_fan_in
+from dnw_jax.ops.convolution import conv_general_dilated
 
 
-def convolution(
+def dense_conv(
     num_in: int,
     num_out: int,
     size: int,
@@ -30,7 +30,7 @@ def convolution(
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
-        conv_general_dilated=as_flax_calls_it,
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 

@@ -9,13 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dnw_jax.edges import Rule, split_key
+from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.blocked import BlockedGraph, edge_matrix_shape
-from dnw_jax.graphs.depthwise import depthwise_conv3x3
 from dnw_jax.graphs.initialization import uniform_fan_in
 from dnw_jax.graphs.nodes import BatchNormNodes
-from dnw_jax.graphs.norms import BatchNorm
 from dnw_jax.graphs.sparse_layer import SparseLinear
-from dnw_jax.models.layers import convolution, linear
+from dnw_jax.models.layers import dense_conv, linear
+from dnw_jax.ops.depthwise import depthwise_conv3x3
 
 # Images up to this size keep it in the stem; larger ones are halved.
 _SMALL_IMAGES = 64
@@ -138,7 +138,7 @@ def _global_average(
 def _stem(
     num_channels: int, num_out: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    return convolution(
+    return dense_conv(
         num_channels, num_out, 3, stride=stride, use_bias=False, dtype=dtype, rngs=rngs
     )
 
@@ -212,7 +212,7 @@ class Separable(nnx.Module):
         self.stride = stride
         self.depthwise_kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, num_in)))
         self.depthwise_norm = BatchNorm(num_in)
-        self.mix = convolution(num_in, num_out, 1, use_bias=False, dtype=dtype, rngs=rngs)
+        self.mix = dense_conv(num_in, num_out, 1, use_bias=False, dtype=dtype, rngs=rngs)
         self.mix_norm = BatchNorm(num_out)
 
     def __call__(

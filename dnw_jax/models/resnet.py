@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dnw_jax.edges import RULES, Rule, split_key
-from dnw_jax.graphs.convolution import as_flax_calls_it
-from dnw_jax.graphs.norms import BatchNorm
+from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.sparse_layer import SparseConv
+from dnw_jax.ops.convolution import conv_general_dilated
 
 
 class Arch(NamedTuple):
@@ -32,7 +32,7 @@ ARCHS = {
 }
 
 # (inputs, outputs, window, stride) -> a sparse convolution without bias.
-Convolution = Callable[[int, int, int, int], SparseConv]
+MakeConv = Callable[[int, int, int, int], SparseConv]
 
 
 class ResNet(nnx.Module):
@@ -66,22 +66,22 @@ class ResNet(nnx.Module):
     ):
         self.dtype = dtype
         self.small_images = small_images
-        convolution = functools.partial(
-            _convolution, sparsity=sparsity, rule=rule, dtype=dtype, rngs=rngs
+        make_conv = functools.partial(
+            _sparse_conv, sparsity=sparsity, rule=rule, dtype=dtype, rngs=rngs
         )
-        first = functools.partial(convolution, sparsity=0.0, rule=RULES["complete"])
+        first = functools.partial(make_conv, sparsity=0.0, rule=RULES["complete"])
         num_in = int(64 * width)
         window, stride = (3, 1) if small_images else (7, 2)
-        self.conv1 = (first if dense_first else convolution)(num_channels, num_in, window, stride)
+        self.conv1 = (first if dense_first else make_conv)(num_channels, num_in, window, stride)
         self.bn1 = BatchNorm(num_in)
         for index, num_blocks in enumerate(arch.blocks):
             stride, inner = 1 if index == 0 else 2, int(64 * 2**index * width)
             layer = Layer(
-                arch.bottleneck, num_blocks, num_in, inner, stride=stride, convolution=convolution
+                arch.bottleneck, num_blocks, num_in, inner, stride=stride, make_conv=make_conv
             )
             setattr(self, f"layer{index + 1}", layer)
             num_in = layer.num_outputs
-        self.fc = convolution(num_in, num_classes, 1, 1)
+        self.fc = make_conv(num_in, num_classes, 1, 1)
 
     def __call__(
         self,
@@ -103,7 +103,7 @@ class ResNet(nnx.Module):
         return logits[:, 0, 0].astype(jnp.float32)
 
 
-def _convolution(
+def _sparse_conv(
     num_in: int,
     num_out: int,
     window: int,
@@ -122,7 +122,7 @@ def _convolution(
         padding=window // 2,
         use_bias=False,
         kernel_init=_HE_NORMAL,
-        conv_general_dilated=as_flax_calls_it,
+        conv_general_dilated=conv_general_dilated,
         sparsity=sparsity,
         rule=rule,
         dtype=dtype,
@@ -145,13 +145,13 @@ class Layer(nnx.Module):
         inner: int,
         *,
         stride: int,
-        convolution: Convolution,
+        make_conv: MakeConv,
     ):
         self.num_blocks = num_blocks
         self.num_outputs = num_in
         for index in range(num_blocks):
             block = Block(
-                bottleneck, self.num_outputs, inner, stride if index == 0 else 1, convolution
+                bottleneck, self.num_outputs, inner, stride if index == 0 else 1, make_conv
             )
             setattr(self, str(index), block)
             self.num_outputs = block.num_outputs
@@ -175,9 +175,7 @@ class Block(nnx.Module):
     The shortcut is the input itself, or where shapes differ a convolution of 1x1 and a norm.
     """
 
-    def __init__(
-        self, bottleneck: bool, num_in: int, inner: int, stride: int, convolution: Convolution
-    ):
+    def __init__(self, bottleneck: bool, num_in: int, inner: int, stride: int, make_conv: MakeConv):
         self.stride = stride
         self.num_outputs = 4 * inner if bottleneck else inner
         if bottleneck:
@@ -187,13 +185,13 @@ class Block(nnx.Module):
         self.num_layers = len(layers)
         before = num_in
         for index, (num_out, window, own_stride) in enumerate(layers, start=1):
-            setattr(self, f"conv{index}", convolution(before, num_out, window, own_stride))
+            setattr(self, f"conv{index}", make_conv(before, num_out, window, own_stride))
             setattr(self, f"bn{index}", BatchNorm(num_out))
             before = num_out
         self.downsample = (
             None
             if stride == 1 and num_in == self.num_outputs
-            else Downsample(num_in, self.num_outputs, stride, convolution)
+            else Downsample(num_in, self.num_outputs, stride, make_conv)
         )
 
     def __call__(
@@ -218,8 +216,8 @@ class Block(nnx.Module):
 class Downsample(nnx.Module):
     """A convolution of 1x1, "0", and its norm, "1"."""
 
-    def __init__(self, num_in: int, num_out: int, stride: int, convolution: Convolution):
-        setattr(self, "0", convolution(num_in, num_out, 1, stride))
+    def __init__(self, num_in: int, num_out: int, stride: int, make_conv: MakeConv):
+        setattr(self, "0", make_conv(num_in, num_out, 1, stride))
         setattr(self, "1", BatchNorm(num_out))
 
     def __call__(

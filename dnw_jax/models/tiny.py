@@ -7,10 +7,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from dnw_jax.graphs.depthwise import depthwise_conv3x3
+from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.initialization import uniform_fan_in
-from dnw_jax.graphs.norms import BatchNorm
-from dnw_jax.models.layers import convolution, linear
+from dnw_jax.models.layers import dense_conv, linear
+from dnw_jax.ops.depthwise import depthwise_conv3x3
 
 
 @runtime_checkable
@@ -74,11 +74,11 @@ class Stem(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = num_inputs // 2
-        self.conv = convolution(num_channels, width, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv = dense_conv(num_channels, width, 3, stride=2, dtype=dtype, rngs=rngs)
         self.conv_norm = BatchNorm(width)
         self.depthwise_kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, width)))
         self.depthwise_bias = nnx.Param(uniform_fan_in(9)(rngs.params(), (width,)))
-        self.mix = convolution(width, num_inputs, 1, stride=1, dtype=dtype, rngs=rngs)
+        self.mix = dense_conv(width, num_inputs, 1, stride=1, dtype=dtype, rngs=rngs)
         self.mix_norm = BatchNorm(num_inputs)
 
     def __call__(

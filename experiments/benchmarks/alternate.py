@@ -21,10 +21,10 @@ class Timing:
         return median(self.seconds)
 
     def __str__(self) -> str:
-        return f"{said(self.median)} ({said(min(self.seconds))} .. {said(max(self.seconds))})"
+        return f"{format_seconds(self.median)} ({format_seconds(min(self.seconds))} .. {format_seconds(max(self.seconds))})"
 
 
-def said(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """With three digits, in s or ms."""
     return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dnw_jax.graphs.depthwise import depthwise_conv3x3
-from dnw_jax.large_pages import restart_with_large_pages
+from dnw_jax.ops.depthwise import depthwise_conv3x3
+from dnw_jax.platform.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import Timing
 from experiments.benchmarks.report import Report, timing_flags
 from experiments.benchmarks.roofline import Work

@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dnw_jax.train import TrainState, evaluate_step, train_step
-from experiments.benchmarks.alternate import said
+from experiments.benchmarks.alternate import format_seconds
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.hlo import Program
 from experiments.benchmarks.ours import our_config, our_state, random_batch
@@ -92,7 +92,7 @@ def _print(program: jax.stages.Compiled, top: int) -> None:
     memory = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
     print(
         f"  {len(kernels)} kernels, {in_all / 1e9:.3g} GB read and written: "
-        f"{said(in_all / _BYTES_PER_SECOND)} at least; {memory / 1e6:.0f} MB of memory"
+        f"{format_seconds(in_all / _BYTES_PER_SECOND)} at least; {memory / 1e6:.0f} MB of memory"
     )
     for kernel, moved in sorted(kernels, key=lambda pair: -pair[1])[:top]:
         result = re.sub(r"\s", "", kernel.result)

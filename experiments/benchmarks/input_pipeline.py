@@ -20,9 +20,10 @@ import jax
 import numpy as np
 
 import dnw_jax
-from dnw_jax import data, devices
+from dnw_jax import data
 from dnw_jax.data.photographs import training_image
-from experiments.benchmarks.alternate import Timing, said
+from dnw_jax.platform import devices
+from experiments.benchmarks.alternate import Timing, format_seconds
 from experiments.benchmarks.report import Report, count, folder_with, timing_flags, versions
 
 _BATCHES_IN_TURN = 4
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"workers {workers}, {flags.image_size} px",
             timings,
             images_per_second=round(flags.batch_size / ours),
-            floor=f"{said(floor)}  {floor / ours:.0%} of it reached",
+            floor=f"{format_seconds(floor)}  {floor / ours:.0%} of it reached",
         )
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dnw_jax import data
-from dnw_jax.feed import train_on, train_steps
-from dnw_jax.large_pages import restart_with_large_pages
-from dnw_jax.metrics import Sums
+from dnw_jax.platform.large_pages import restart_with_large_pages
+from dnw_jax.step.metrics import Sums
 from dnw_jax.train import TrainState, evaluate_step, train_step
+from dnw_jax.train.feed import train_on, train_steps
 from experiments.benchmarks.alternate import serve
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.alternate import Timing, said
+from experiments.benchmarks.alternate import Timing, format_seconds
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.roofline import Machine, Work
 
@@ -218,7 +218,7 @@ class Report:
         if work:
             floor = work.floor(self.machine)
             row |= {"work": asdict(work), "floor": floor}
-            lines["floor"] = f"{said(floor)} ({work})  {floor / ours:.0%} of it reached"
+            lines["floor"] = f"{format_seconds(floor)} ({work})  {floor / ours:.0%} of it reached"
         lines |= {what.replace("_", " "): str(value) for what, value in more.items()}
         self._rows.append(row)
         print(name)

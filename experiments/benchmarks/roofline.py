@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dnw_jax.metrics import cross_entropy
+from dnw_jax.step.metrics import cross_entropy
 from dnw_jax.train import TrainState
 
 

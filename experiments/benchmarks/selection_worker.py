@@ -9,7 +9,7 @@ from jax import lax
 
 import dnw_jax
 from dnw_jax.graphs.initialization import uniform_fan_in
-from dnw_jax.large_pages import restart_with_large_pages
+from dnw_jax.platform.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import serve
 from experiments.benchmarks.cases import BUDGETS, SHAPES
 

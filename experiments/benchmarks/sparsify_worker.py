@@ -12,7 +12,7 @@ import optax
 from flax import nnx, traverse_util
 
 import dnw_jax
-from dnw_jax.large_pages import restart_with_large_pages
+from dnw_jax.platform.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import serve
 
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import jax
 
-from dnw_jax.large_pages import restart_with_large_pages
+from dnw_jax.platform.large_pages import restart_with_large_pages
 from dnw_jax.train import train_step
-from experiments.benchmarks.alternate import said
+from experiments.benchmarks.alternate import format_seconds
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.hlo import CONTROL_FLOW, Operation, Program
 from experiments.benchmarks.ours import our_config, our_state, random_batch
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         state, batch = our_state(config), random_batch(name, batch_size)
         start = time.perf_counter()
         program = train_step.lower(state, batch).compile()
-        compiling = said(time.perf_counter() - start)
+        compiling = format_seconds(time.perf_counter() - start)
         operations = dict[str, Operation]()
         for computation in Program.of(program.as_text() or "").computations.values():
             operations |= computation

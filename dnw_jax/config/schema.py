@@ -6,7 +6,7 @@ fields and rules that only it has.
 
 import math
 
-from dnw_jax.fields import (
+from dnw_jax.config.fields import (
     Field,
     Model,
     Rule,

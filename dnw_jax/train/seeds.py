@@ -16,21 +16,21 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from dnw_jax import workdir as layout
-from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.errors import UserError
-from dnw_jax.metrics import Sums, edge_churn
 from dnw_jax.models import edge_layers
-from dnw_jax.plan import Plan
+from dnw_jax.run import workdir as layout
+from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.writers import Writer
 from dnw_jax.show.adjacency import adjacency_picture
-from dnw_jax.train_state import TrainState
-from dnw_jax.writers import Writer
+from dnw_jax.step.metrics import Sums, edge_churn
+from dnw_jax.step.state import TrainState
+from dnw_jax.train.plan import Plan
 
 _AVERAGED = ("loss", "accuracy", "accuracy_top5")
 Masks = dict[str, Array]
 
 
-def recipes(config: ConfigDict) -> list[ConfigDict]:
+def seed_configs(config: ConfigDict) -> list[ConfigDict]:
     """The config of each seed by itself: `seed`, `seed` + 1, ..."""
     if config.num_seeds == 1:
         return [config]
@@ -45,14 +45,14 @@ def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return own
 
 
-def places(config: ConfigDict, workdir: Path) -> list[Path]:
+def seed_workdirs(config: ConfigDict, workdir: Path) -> list[Path]:
     """The workdir of each seed."""
     if config.num_seeds == 1:
         return [workdir]
-    return [workdir / f"seed_{own.seed}" for own in recipes(config)]
+    return [workdir / f"seed_{own.seed}" for own in seed_configs(config)]
 
 
-def stacked(states: list[TrainState]) -> TrainState:
+def stack_seeds(states: list[TrainState]) -> TrainState:
     """One state of all seeds; of one seed: itself."""
     if len(states) == 1:
         return states[0]
@@ -62,8 +62,8 @@ def stacked(states: list[TrainState]) -> TrainState:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *alike)
 
 
-def parted(tree: Any, num_seeds: int) -> list[Any]:
-    """What `stacked` put together, or anything else that was computed of it."""
+def unstack_seeds(tree: Any, num_seeds: int) -> list[Any]:
+    """What `stack_seeds` put together, or anything else that was computed of it."""
     if num_seeds == 1:
         return [tree]
     return [jax.tree.map(lambda array, i=index: array[i], tree) for index in range(num_seeds)]

@@ -1,8 +1,9 @@
 """One step of an explicit Runge-Kutta method, rectified at its end, by diffrax's coefficients."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import diffrax
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dnw_jax.fences import materialised
+from dnw_jax.ops.barriers import materialised
 
 # dZ/dt by the rectified state (of the first nodes, if the others are silent) and what else it
 # depends on, `args`; with it what took the time: given that as a third argument, a second pass need
@@ -62,6 +63,21 @@ class Method:
     def ends_with_next_slope(self) -> bool:
         """Whether the last stage is the end of the step ("first same as last")."""
         return bool(self.stages) and (*self.stages[-1], 0.0) == self.weights
+
+
+SOLVERS: Mapping[str, Method] = MappingProxyType(
+    {
+        "dopri5": Method.of(diffrax.Dopri5),
+        "dopri8": Method.of(diffrax.Dopri8),
+        "tsit5": Method.of(diffrax.Tsit5),
+        "bosh3": Method.of(diffrax.Bosh3),
+        "heun": Method.of(diffrax.Heun),
+        "midpoint": Method.of(diffrax.Midpoint),
+        "ralston": Method.of(diffrax.Ralston),
+        "euler": Method(stages=(), weights=(1.0,), errors=(), order=1, interpolation=None),
+    }
+)
+"""Explicit Runge-Kutta methods by the name that `config.model.solver.name` gives them."""
 
 
 class Step(NamedTuple):

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.fences import barrier
-from dnw_jax.graphs.send import send
+from dnw_jax.ops.barriers import barrier
+from dnw_jax.ops.send import send
 
 
-def convolution(
+def conv2d(
     planes: Float[Array, "batch height width inputs"],
     kernel: Float[Array, "window window inputs outputs"],
     stride: int = 1,
@@ -57,14 +57,14 @@ def _patches(planes: Array, window: tuple[int, ...], stride: int, padding: int) 
     return jnp.concatenate(shifted, -1)
 
 
-def as_flax_calls_it(
+def conv_general_dilated(
     planes: Array,
     kernel: Array,
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     **others: Any,
 ) -> Array:
-    """`convolution` for the argument `conv_general_dilated` of `flax.nnx.Conv`.
+    """`conv2d` for the argument `conv_general_dilated` of `flax.nnx.Conv`.
 
     Raises:
       ValueError: strides or paddings that are not equal, a dilation, or groups.
@@ -73,7 +73,7 @@ def as_flax_calls_it(
     (height, width), ends = strides, {end for pair in padding for end in pair}
     if height != width or len(ends) > 1 or dilations - {1} or others["feature_group_count"] != 1:
         raise ValueError(f"strides {strides}, padding {padding}, {others}: not what we compute")
-    return convolution(planes, kernel, height, ends.pop())
+    return conv2d(planes, kernel, height, ends.pop())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

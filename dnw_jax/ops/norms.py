@@ -10,11 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.fences import barrier, materialised
+from dnw_jax.ops.barriers import barrier, materialised
 
 _EPSILON = 1e-5
 _PIXELS, _BATCH_AND_PIXELS = (1, 2), (0, 1, 2)
@@ -81,19 +80,21 @@ def _through_relu(out: Array, cotangent: Array, rectify: bool) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(
+def batch_norm(
     planes: Planes, scale: PerNode, bias: PerNode, rectify: bool
 ) -> tuple[Planes, PerNode, PerNode]:
     """Normalised planes, and the mean and the variance of the batch (without gradient)."""
     mean = jnp.mean(planes.astype(jnp.float32), _BATCH_AND_PIXELS)
     # Converted anew: what is shared is written to memory, in float32.
     var = jnp.mean(jnp.square(barrier(planes).astype(jnp.float32) - mean), _BATCH_AND_PIXELS)
-    return _by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
+    return normalise_by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
 
 
-def _by_statistics(
+def normalise_by_statistics(
     planes: Array, mean: Array, var: Array, scale: Array, bias: Array, *, rectify: bool
 ) -> Array:
+    """Normalises each channel by a given mean and variance, then applies scale, bias and ReLU."""
+
     def compute(planes: Array, mean: Array, factor: Array, bias: Array) -> Array:
         out = (planes.astype(jnp.float32) - mean) * factor + bias
         return (jax.nn.relu(out) if rectify else out).astype(planes.dtype)
@@ -104,7 +105,7 @@ def _by_statistics(
 def _batch_norm_forward(
     planes: Array, scale: Array, bias: Array, rectify: bool
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    out, mean, var = _batch_norm(planes, scale, bias, rectify)
+    out, mean, var = batch_norm(planes, scale, bias, rectify)
     return (out, mean, var), (planes, scale, mean, var, out)
 
 
@@ -136,48 +137,4 @@ def _batch_norm_backward(
     return to_planes, to_scale, to_bias
 
 
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation as PyTorch's, of all channels or of a range of them.
-
-    Training normalises by the batch's own mean and variance and moves the running ones a tenth of
-    the way (the variance without bias); evaluation normalises by the running ones. Flax's own norms
-    all channels at once, and keeps 0.99 of the old statistics.
-    """
-
-    def __init__(self, num_channels: int):
-        self.scale = nnx.Param(jnp.ones(num_channels))
-        self.bias = nnx.Param(jnp.zeros(num_channels))
-        self.mean = nnx.BatchStat(jnp.zeros(num_channels))
-        self.var = nnx.BatchStat(jnp.ones(num_channels))
-
-    def __call__(
-        self,
-        planes: Float[Array, "batch height width channels"],
-        *,
-        train: bool,
-        channels: slice = slice(None),
-        rectify: bool = False,
-    ) -> Float[Array, "batch height width channels"]:
-        """Normalises `planes`, which are those of the given range of channels.
-
-        With `rectify` negative results become zero.
-        """
-        scale, bias = self.scale[channels], self.bias[channels]
-        if not train:
-            mean, var = self.mean[channels], self.var[channels]
-            return _by_statistics(planes, mean, var, scale, bias, rectify=rectify)
-        out, mean, var = _batch_norm(planes, scale, bias, rectify)
-        count = planes[..., 0].size
-        self._remember(mean, var * (count / max(count - 1, 1)), channels)
-        return out
-
-    def _remember(self, mean: Array, var: Array, channels: slice) -> None:
-        def moved(running: Array, new: Array) -> Array:
-            return running.at[channels].set(0.9 * running[channels] + 0.1 * lax.stop_gradient(new))
-
-        # New variables: assigning to the old ones is spelt differently in Flax 0.11 and 0.12.
-        self.mean = nnx.BatchStat(moved(self.mean[...], mean))
-        self.var = nnx.BatchStat(moved(self.var[...], var))
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 
-def keep_compiled_programs() -> Path | None:
+def enable_compilation_cache() -> Path | None:
     """Lets JAX keep what takes a second or more to compile, in the user's cache folder.
 
     There in a folder for this kind of processor, since programs for it may not run on another.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dnw_jax.graphs.runge_kutta import (
+from dnw_jax.ops.runge_kutta import (
     Field,
     Known,
     Method,

@@ -7,14 +7,14 @@ from clu import parameter_overview
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dnw_jax import workdir as layout
-from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.deploy.profile import profile
-from dnw_jax.plan import Plan
-from dnw_jax.train_state import TrainState
+from dnw_jax.run import workdir as layout
+from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.step.state import TrainState
+from dnw_jax.train.plan import Plan
 
 
-def announce(
+def print_start(
     workdir: Path, state: TrainState, config: ConfigDict, plan: Plan, changed: list[str]
 ) -> None:
     """Says what is about to happen: the parameters, the devices, where the run stands."""
@@ -22,7 +22,7 @@ def announce(
     print(profile(state.model(), config.dataset.image_size))
     seeds = f", {config.num_seeds} seeds in one program" if config.num_seeds > 1 else ""
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}{seeds}, workdir {workdir}")
-    tell_changes("changed since the last start (before != now)", changed)
+    print_changes("changed since the last start (before != now)", changed)
     done = int(state.step)
     if done >= plan.total:
         print(
@@ -40,7 +40,7 @@ def announce(
     )
 
 
-def tell_changes(heading: str, changed: list[str]) -> None:
+def print_changes(heading: str, changed: list[str]) -> None:
     """Says what differs from the config that the run was last started with, if anything does."""
     if changed:
         print("\n  ".join([f"{heading}:", *changed]))
@@ -59,7 +59,7 @@ def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
     return tables
 
 
-def said(values: dict[str, float]) -> str:
+def format_metrics(values: dict[str, float]) -> str:
     """Loss and accuracy in words, with the standard deviations over the seeds if there are."""
     loss, accuracy = f"loss {values['loss']:.4f}", f"accuracy {values['accuracy']:.2%}"
     if "accuracy_std" in values:
@@ -73,7 +73,7 @@ def seed_in(places: list[Path], place: Path) -> str:
     return f"{place.name}, " if len(places) > 1 else ""
 
 
-def conclude(
+def print_summary(
     workdir: Path,
     places: list[Path],
     states: list[TrainState],

@@ -14,15 +14,16 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from dnw_jax import data, devices
-from dnw_jax.data.facts import Statistics
-from dnw_jax.metrics import Sums
-from dnw_jax.train_state import TrainState, of_each_seed, random_key, update
+from dnw_jax import data
+from dnw_jax.data.dataset_info import Statistics
+from dnw_jax.platform import devices
+from dnw_jax.step.metrics import Sums
+from dnw_jax.step.programs import train_on, train_steps
+from dnw_jax.step.state import TrainState
 
 # Steps that one program is made for; it makes any smaller number too.
 MAX_STEPS = 128
@@ -125,35 +126,6 @@ class ImageFeed:
         """Nothing to stop."""
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def train_steps(
-    state: TrainState,
-    sums: Sums,
-    split: data.DeviceSplit,
-    indices: Int[Array, "steps *seeds batch"],
-    count: int,
-) -> tuple[TrainState, Sums]:
-    """`count` updates, at most as many as `indices` has rows; their examples join `sums`.
-
-    One program for any count: a run gives the same bits however it is cut into dispatches. The
-    state passed in is consumed. A state of several seeds (`replicas.stacked`) has as many sums, and
-    examples of its own for each.
-    """
-    batch_size = indices.shape[-1]
-
-    def one(state: TrainState, sums: Sums, row: Array) -> tuple[TrainState, Sums]:
-        start = state.step.astype(jnp.uint32) * batch_size
-        positions = start + jnp.arange(batch_size, dtype=jnp.uint32)
-        key = random_key(state.seed, "augmentation")
-        state, new_sums = update(state, split.train_batch(row, positions, key))
-        return state, sums + new_sums
-
-    all_seeds = of_each_seed(one, state)
-    return lax.fori_loop(
-        0, count, lambda row, carry: all_seeds(carry[0], carry[1], indices[row]), (state, sums)
-    )
-
-
 @jax.jit
 def _evaluation_batch(split: data.DeviceSplit, indices: Array, mask: Array) -> Batch:
     return split.evaluation_batch(indices, mask)
@@ -237,13 +209,6 @@ class PhotographFeed:
         statistics = data.STATISTICS[self.config.dataset.name]
         batch_on_devices = devices.batch_of_hosts(rows, self.mesh)
         return _normalised(batch_on_devices, statistics), int(batch["skipped"])
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def train_on(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
-    """One update on `batch`, whose examples join `sums`. The state passed in is consumed."""
-    state, new_sums = update(state, batch)
-    return state, sums + new_sums
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dnw_jax.train_state import total_steps
+from dnw_jax.step.state import total_steps
 
 
 class Plan(NamedTuple):

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from dnw_jax import workdir as layout
+from dnw_jax.run import workdir as layout
 
 
 class Writer:

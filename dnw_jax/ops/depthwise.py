@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dnw_jax.fences import materialised
+from dnw_jax.ops.barriers import materialised
 
 _TAPS = [(row, column) for row in range(3) for column in range(3)]
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
-from dnw_jax import workdir as layout
 from dnw_jax.errors import UserError
 from dnw_jax.models import edge_layers
-from dnw_jax.train_state import TrainState, split
+from dnw_jax.run import workdir as layout
+from dnw_jax.step.state import TrainState, split
 
 _LEARNT = (nnx.Param, nnx.BatchStat)
 

@@ -11,11 +11,11 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dnw_jax.checkpoint import Checkpoints
 from dnw_jax.config import CONFIG_FILE, differing_fields, load_config, to_json
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
-from dnw_jax.train_state import TrainState, create_train_state
+from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.step.state import TrainState, create_train_state
 
 CONFIG = CONFIG_FILE
 CHECKPOINTS = "checkpoints"
@@ -86,7 +86,7 @@ def restore(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainStat
     return dataclasses.replace(state, **checkpoints.restore(step, checkpoint_tree(state)))
 
 
-def check_place(workdir: Path) -> None:
+def check_writable(workdir: Path) -> None:
     """Raises UserError if `workdir` is a file, or lies where nothing can be written."""
     place = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -102,7 +102,7 @@ def holds_run(workdir: Path) -> bool:
     return any(workdir.glob(saved)) or of_seeds
 
 
-def enter(workdir: Path, config: ConfigDict) -> None:
+def create_workdir(workdir: Path, config: ConfigDict) -> None:
     """Makes the workdir if need be, and notes the config in it.
 
     Raises:
@@ -115,7 +115,7 @@ def enter(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"workdir is {workdir}; it cannot be written: {error}") from error
 
 
-def changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL) -> list[str]:
+def config_changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL) -> list[str]:
     """What differs from the config of the run in `workdir`, as "field: there != now".
 
     Raises:

@@ -33,14 +33,14 @@ class Interrupts:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def stop_if_told(self) -> None:
+    def raise_if_interrupted(self) -> None:
         """Raises KeyboardInterrupt with the number of the signal, if one came."""
         if self.number is not None:
             raise KeyboardInterrupt(self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.stop_if_told()
+        self.raise_if_interrupted()
         self.number = number
         # Not print: it may have been interrupted itself.
         os.write(

@@ -14,9 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dnw_jax import schema
+from dnw_jax.config import schema
+from dnw_jax.config.fields import as_kind, from_text
 from dnw_jax.errors import UserError
-from dnw_jax.fields import as_kind, from_text
 
 _DEFAULT_MODEL = schema.SHARED["model.name"].default
 CONFIG_FILE = "config.json"  # as a run leaves it in its workdir
@@ -34,7 +34,7 @@ def load_config(
       overrides: dotted field name -> text, such as "model.sparsity" -> "0.9"; the last one counts.
 
     Returns:
-      A locked ConfigDict with every field of `dnw_jax.schema`, all valid.
+      A locked ConfigDict with every field of `dnw_jax.config.schema`, all valid.
 
     Raises:
       UserError: a missing or broken file, a wrong argument, or a wrong field: all of them, each

@@ -14,9 +14,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt
 from ml_collections import ConfigDict
 
-from dnw_jax.metrics import Sums, cross_entropy
 from dnw_jax.models import edge_layers
-from dnw_jax.optimizer import learning_rate_schedule, sgd
+from dnw_jax.step.metrics import Sums, cross_entropy
+from dnw_jax.step.optimizer import learning_rate_schedule, sgd
 
 Tree = Any  # nested dicts of arrays
 Batch = dict[str, Array]  # image float32 [batch, height, width, channels]; label int [batch]; ...
@@ -149,25 +149,25 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, F
 
 
 @jax.jit
-def settled(state: TrainState) -> TrainState:
+def with_frozen_edges(state: TrainState) -> TrainState:
     """A state to evaluate batch after batch: its edges are chosen already."""
 
     def settle(state: TrainState) -> TrainState:
         model = state.model()
         for layer in edge_layers(model).values():
-            layer.settle()
+            layer.freeze_edges()
         graphdef, params, variables = split(model)
         trained = {"graphdef": graphdef, "params": params, "variables": variables}
         return dataclasses.replace(state, **trained, opt_state=(), average=None)
 
-    return of_each_seed(settle, state)(state)
+    return map_over_seeds(settle, state)(state)
 
 
 @jax.jit
 def evaluate_step(state: TrainState, batch: Batch) -> Sums:
     """Sums over `batch` in evaluation mode; where `batch["mask"]` is false nothing counts.
 
-    Of a state of several seeds (`replicas.stacked`): those of each.
+    Of a state of several seeds (`stack_seeds`): those of each.
     """
 
     def evaluate(state: TrainState) -> Sums:
@@ -175,11 +175,11 @@ def evaluate_step(state: TrainState, batch: Batch) -> Sums:
         losses = cross_entropy(logits, batch["label"])
         return Sums.of(losses, logits, batch["label"], batch.get("mask"))
 
-    return of_each_seed(evaluate, state)(state)
+    return map_over_seeds(evaluate, state)(state)
 
 
-def of_each_seed(function: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
-    """`function`, mapped over the seeds if `state` is one of several (`replicas.stacked`)."""
+def map_over_seeds(function: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
+    """`function`, mapped over the seeds if `state` is one of several (`stack_seeds`)."""
     if not state.step.ndim:
         return function
     # One seed of the size of CIFAR-10 fills a CPU: five in turn take 0.6 of the time of five at

@@ -16,31 +16,29 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
-from dnw_jax import data, devices, replicas
-from dnw_jax import workdir as layout
-from dnw_jax.checkpoint import Checkpoints
+from dnw_jax import data
 from dnw_jax.config import validate
 from dnw_jax.errors import UserError
-from dnw_jax.evaluate import evaluate_all
-from dnw_jax.feed import MAX_STEPS, Feed, open_feed
-from dnw_jax.interrupts import Interrupts
-from dnw_jax.metrics import Sums
 from dnw_jax.models import build_model, wiring
-from dnw_jax.optimizer import learning_rate_schedule
-from dnw_jax.plan import Plan
-from dnw_jax.replicas import Replica
-from dnw_jax.report import announce, conclude, said
-from dnw_jax.train_state import (
+from dnw_jax.platform import devices
+from dnw_jax.platform.interrupts import Interrupts
+from dnw_jax.run import workdir as layout
+from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.writers import Progress, Writer
+from dnw_jax.step.metrics import Sums
+from dnw_jax.step.optimizer import learning_rate_schedule
+from dnw_jax.step.state import (
     TrainState,
     create_train_state,
-    evaluate_step,
-    of_each_seed,
-    train_step,
+    map_over_seeds,
 )
-from dnw_jax.warm_start import warm_start
-from dnw_jax.writers import Progress, Writer
-
-__all__ = ["TrainState", "create_train_state", "evaluate_step", "train", "train_step"]
+from dnw_jax.train import seeds
+from dnw_jax.train.evaluate import evaluate_all
+from dnw_jax.train.feed import MAX_STEPS, Feed, open_feed
+from dnw_jax.train.plan import Plan
+from dnw_jax.train.report import format_metrics, print_start, print_summary
+from dnw_jax.train.seeds import Replica
+from dnw_jax.train.warm_start import warm_start
 
 # A dispatch makes about so much work: the bar moves, and the host costs nothing.
 _SECONDS_PER_DISPATCH = 2.0
@@ -56,15 +54,17 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
     devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
-    layout.check_place(workdir)
-    own = replicas.places(config, workdir)
-    changed = layout.changes(workdir, config, layout.RUN) if layout.holds_run(workdir) else []
+    layout.check_writable(workdir)
+    own = seeds.seed_workdirs(config, workdir)
+    changed = (
+        layout.config_changes(workdir, config, layout.RUN) if layout.holds_run(workdir) else []
+    )
     with contextlib.ExitStack() as opened:
         # First: an exception in the middle of JAX's own callbacks would be swallowed there.
         interrupts = opened.enter_context(Interrupts())
         feed = opened.enter_context(contextlib.closing(open_feed(config, mesh)))
         plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
-        recipes = replicas.recipes(config)
+        recipes = seeds.seed_configs(config)
         states = [
             create_train_state(each, build_model(each), steps_per_epoch=plan.per_epoch)
             for each in recipes
@@ -73,19 +73,19 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
             opened.enter_context(Checkpoints(place / layout.CHECKPOINTS, config.checkpoint.keep))
             for place in own
         ]
-        step = replicas.common_step(all_checkpoints)
+        step = seeds.common_step(all_checkpoints)
         if step is not None:
             pairs = zip(states, all_checkpoints, strict=True)
             states = [layout.restore(state, checkpoints, step) for state, checkpoints in pairs]
         elif config.init_from:
             states = [warm_start(*each) for each in zip(states, recipes, strict=True)]
         step = step or 0
-        interrupts.stop_if_told()
-        announce(workdir, states[0], config, plan, changed)
+        interrupts.raise_if_interrupted()
+        print_start(workdir, states[0], config, plan, changed)
         if step < plan.total:
-            layout.enter(workdir, config)
+            layout.create_workdir(workdir, config)
             for place, each in zip(own, recipes, strict=True):
-                layout.enter(place, each)
+                layout.create_workdir(place, each)
             run = Run(
                 config=config,
                 workdir=workdir,
@@ -104,9 +104,9 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
                 ),
                 interrupts=interrupts,
             )
-            state = run.finish(devices.replicate(replicas.stacked(states), mesh))
-            states = replicas.parted(state, config.num_seeds)
-        conclude(workdir, own, states, recipes, all_checkpoints)
+            state = run.finish(devices.replicate(seeds.stack_seeds(states), mesh))
+            states = seeds.unstack_seeds(state, config.num_seeds)
+        print_summary(workdir, own, states, recipes, all_checkpoints)
 
 
 @dataclass
@@ -163,7 +163,7 @@ class Run:
                     raise self._not_finite("some weights are NaN or infinite", step)
                 self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         self._trace(self.plan.total)
-        self.interrupts.stop_if_told()
+        self.interrupts.raise_if_interrupted()
         return state
 
     def _save(
@@ -176,7 +176,7 @@ class Run:
             seed.save(step, own, accuracy)
 
     def _parted(self, tree: Any) -> list[Any]:
-        return replicas.parted(tree, self.config.num_seeds)
+        return seeds.unstack_seeds(tree, self.config.num_seeds)
 
     def _log(
         self,
@@ -211,7 +211,7 @@ class Run:
         if self.summary is None:
             return values[0]
         names = [seed.workdir.name for seed in self.seeds]
-        means = replicas.means_and_deviations(values, names) | more
+        means = seeds.means_and_deviations(values, names) | more
         self.summary.scalars(step, step / self.plan.per_epoch, split, means)
         return means
 
@@ -242,13 +242,13 @@ class Run:
             layout.write_evaluation(self.workdir, {**means, "step": step, "changed": []})
         self.bar.line(
             f"epoch {step / self.plan.per_epoch:.4g}/{self.plan.total / self.plan.per_epoch:.4g} "
-            f"(step {step}): test {said(means)}"
+            f"(step {step}): test {format_metrics(means)}"
         )
         return accuracies
 
     def _not_finite(self, what: str, step: int) -> UserError:
         config = self.config
-        last = replicas.common_step([seed.checkpoints for seed in self.seeds])
+        last = seeds.common_step([seed.checkpoints for seed in self.seeds])
         kept = (
             "no checkpoint was saved"
             if last is None
@@ -297,7 +297,7 @@ def _masks(state: TrainState) -> dict[str, Bool[Array, "..."]]:
     def masks(state: TrainState) -> dict[str, Array]:
         return wiring(state.model())
 
-    return of_each_seed(masks, state)(state)
+    return map_over_seeds(masks, state)(state)
 
 
 def _dispatch_size(seconds_per_step: float) -> int:

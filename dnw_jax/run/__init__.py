@@ -1,0 +1,1 @@
+"""What a run leaves on disk: its workdir, checkpoints, metrics and pictures."""
