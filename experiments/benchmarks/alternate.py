@@ -21,7 +21,11 @@ class Timing:
         return median(self.seconds)
 
     def __str__(self) -> str:
-        return f"{format_seconds(self.median)} ({format_seconds(min(self.seconds))} .. {format_seconds(max(self.seconds))})"
+        middle, least, most = map(format_seconds, (self.median, *self._range()))
+        return f"{middle} ({least} .. {most})"
+
+    def _range(self) -> tuple[float, float]:
+        return min(self.seconds), max(self.seconds)
 
 
 def format_seconds(seconds: float) -> str:
