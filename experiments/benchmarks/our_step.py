@@ -1,9 +1,9 @@
-"""A worker: steps of ours on random images. Arguments: case, mode, batch size, dtype, a start.
+"""A worker: steps of dnw_jax on random images. Arguments: case, mode, batch size, dtype, start.
 
-Modes: `train` and `evaluate` call one step at a time; `run` makes several training steps as a run
-does: on images that live on the device in one program, cropped and flipped there; on photographs
-one after the other, each consuming the state before. The start, if there is one, is a file by
-`reference_step`: then both begin with the same weights and images.
+Modes: `train` and `evaluate` call one step at a time. `run` makes several training steps as a run
+does. For images that live on the device, one program crops, flips and makes all steps. For
+photographs, each step is a program that consumes the previous state. `start` is optional: a file
+that `reference_step` wrote, so that both codes begin with the same weights and images.
 """
 
 import sys
@@ -23,7 +23,7 @@ from experiments.benchmarks.alternate import serve
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
 
-_STEPS_IN_RUN = 4
+_STEPS_PER_CALL = 4
 
 
 def main(name: str, mode: str, batch_size: str, dtype: str, start: str | None = None) -> None:
@@ -34,7 +34,7 @@ def main(name: str, mode: str, batch_size: str, dtype: str, start: str | None = 
         with np.load(start) as arrays:
             batch = {key: jnp.asarray(arrays[key]) for key in batch}
     if mode == "run":
-        serve(_run(name, state, batch, config), _STEPS_IN_RUN)
+        serve(_run(name, state, batch, config), _STEPS_PER_CALL)
     step = train_step if mode == "train" else evaluate_step
     serve(lambda: jax.block_until_ready(step(state, batch)))
 
@@ -44,16 +44,16 @@ def _run(
 ) -> Callable[[], object]:
     images = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
     split = data.DeviceSplit.of(data.Split(images, np.asarray(batch["label"])), config.dataset)
-    indices = jnp.tile(jnp.arange(len(split.labels)), (_STEPS_IN_RUN, 1))
+    indices = jnp.tile(jnp.arange(len(split.labels)), (_STEPS_PER_CALL, 1))
 
     def steps() -> None:
         nonlocal state
         sums = Sums.zero()
         if "imagenet" in CASES[name].config:
-            for _ in range(_STEPS_IN_RUN):
+            for _ in range(_STEPS_PER_CALL):
                 state, sums = train_on(state, sums, batch)
         else:
-            state, sums = train_steps(state, sums, split, indices, _STEPS_IN_RUN)
+            state, sums = train_steps(state, sums, split, indices, _STEPS_PER_CALL)
         jax.block_until_ready((state.params, sums))
 
     return steps
