@@ -23,7 +23,7 @@ from experiments.benchmarks.alternate import serve
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
 
-_STEPS_PER_CALL = 4
+_STEPS_IN_RUN = 4
 
 
 def main(name: str, mode: str, batch_size: str, dtype: str, start: str | None = None) -> None:
@@ -34,7 +34,7 @@ def main(name: str, mode: str, batch_size: str, dtype: str, start: str | None = 
         with np.load(start) as arrays:
             batch = {key: jnp.asarray(arrays[key]) for key in batch}
     if mode == "run":
-        serve(_run(name, state, batch, config), _STEPS_PER_CALL)
+        serve(_run(name, state, batch, config), _STEPS_IN_RUN)
     step = train_step if mode == "train" else evaluate_step
     serve(lambda: jax.block_until_ready(step(state, batch)))
 
@@ -44,16 +44,16 @@ def _run(
 ) -> Callable[[], object]:
     images = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
     split = data.DeviceSplit.of(data.Split(images, np.asarray(batch["label"])), config.dataset)
-    indices = jnp.tile(jnp.arange(len(split.labels)), (_STEPS_PER_CALL, 1))
+    indices = jnp.tile(jnp.arange(len(split.labels)), (_STEPS_IN_RUN, 1))
 
     def steps() -> None:
         nonlocal state
         sums = Sums.zero()
         if "imagenet" in CASES[name].config:
-            for _ in range(_STEPS_PER_CALL):
+            for _ in range(_STEPS_IN_RUN):
                 state, sums = train_on(state, sums, batch)
         else:
-            state, sums = train_steps(state, sums, split, indices, _STEPS_PER_CALL)
+            state, sums = train_steps(state, sums, split, indices, _STEPS_IN_RUN)
         jax.block_until_ready((state.params, sums))
 
     return steps
