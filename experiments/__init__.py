@@ -1,1 +1,1 @@
-"""Experiments: scripts whose printed numbers stand in results/."""
+"""Scripts of experiments. `results/` holds the numbers that they printed."""

@@ -1,9 +1,9 @@
-"""Magnitude pruning after training: a dense run's test accuracy with its largest weights alone.
+"""Prints the test accuracy of a dense run before and after magnitude pruning.
 
     python -m experiments.magnitude_pruning --workdir=runs/dense --sparsity=0.9
 
-Every kernel keeps its largest weights; nothing is trained on. (To train on:
-`--config.model.edges=fine_tune --config.init_from=runs/dense`.)
+Each kernel keeps its largest weights. The pruned network is not trained further; to do so, train
+with `--config.model.edges=fine_tune --config.init_from=runs/dense`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dnw_jax.train.feed import open_feed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the accuracy before and after."""
+    """Prints accuracy and loss of the dense and of the pruned network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--sparsity", type=float, default=0.9)

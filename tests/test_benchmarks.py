@@ -23,15 +23,15 @@ SERVES = "from experiments.benchmarks.alternate import serve; serve(lambda: None
     [
         (["--cases", "foo"], "argument --cases: invalid choice: 'foo'"),
         (["--modes", "bar"], "argument --modes: invalid choice: 'bar'"),
-        (["--turns", "0"], "argument --turns: 0 is no whole number of 1 or more"),
+        (["--turns", "0"], "argument --turns: 0 is not an integer of at least 1"),
         (
             ["--reference=/nowhere"],
-            "/nowhere is no checkout of allenai/dnw: there",
+            "/nowhere is not a checkout of allenai/dnw: it contains no",
         ),
-        (["--reference-python=nothing"], "nothing is no program"),
-        ([f"--reference-python={shutil.which('true')}"], "true is no Python interpreter"),
+        (["--reference-python=nothing"], "nothing is not a program"),
+        ([f"--reference-python={shutil.which('true')}"], "true is not a Python interpreter"),
         (["--reference-python", sys.executable], f"{sys.executable} lacks"),
-        (["--json=/nowhere/times.json"], "there is no folder /nowhere"),
+        (["--json=/nowhere/times.json"], "the folder /nowhere does not exist"),
         (["--json=/"], "/ is a folder; name a file in it"),
     ],
 )

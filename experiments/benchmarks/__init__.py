@@ -1,1 +1,1 @@
-"""Benchmarks: every comparison alternates in one run, because machines are noisy."""
+"""Benchmarks. Each comparison alternates in one run, because the speed of a machine varies."""

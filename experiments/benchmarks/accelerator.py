@@ -1,19 +1,19 @@
-r"""All that a GPU or TPU shall show, one after the other; each prints its own numbers.
+r"""Runs all measurements for a GPU or TPU, one after the other.
 
     python -m experiments.benchmarks.accelerator --data-dir=DIR --out=DIR \
         --reference=DIR --reference-python=PYTHON
 
-The data folder holds CIFAR-10 and ImageNet as TFDS prepared them; the reference is as in
-`train_step`, without it only our own times are shown. Into --out go what each printed, the numbers
-as JSON and the two training runs.
+The data folder holds CIFAR-10 and ImageNet as TFDS prepared them. `train_step` explains
+--reference; without it the benchmarks time dnw_jax alone. --out receives the printed text of each
+measurement, its numbers as JSON, and the workdirs of the two training runs.
 
-1. Steps of all models beside the published code; the choice of edges beside its sort, and within a
-   step of ResNet-50; the single-channel convolution.
-2. Where the time of each model's step goes.
-3. Static DNW on CIFAR-10 for 160 epochs, from the start of the process to its end: 120 s at most on
-   an H200; and five seeds at once: 300 s.
-4. The MobileNetV1-like chain x0.225 on synthetic ImageNet in bfloat16: 5,000 images/s at least, and
-   what the input pipeline gives beside it.
+1. Steps of all models, and of the published code. The selection of edges, beside a sort in
+   PyTorch and within a step of ResNet-50. The single-channel convolution.
+2. The operations of each model's step by time.
+3. Static DNW on CIFAR-10 for 160 epochs, from the start of the process to its end: at most 120 s
+   on an H200. Five seeds at once: at most 300 s.
+4. The MobileNetV1-like chain x0.225 on random images in bfloat16: at least 5,000 images/s. The
+   images/s of the input pipeline.
 """
 
 import argparse
@@ -25,49 +25,61 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.report import (
+from experiments.benchmarks.flags import (
     add_reference_flags,
-    count,
     flag_parser,
     folder_with,
-    reference_of,
+    positive_integer,
+    reference_versions,
 )
 
 _ROOT = Path(__file__).parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs them all; what fails is named, and the others still run."""
+    """Runs all measurements, also after one has failed, and names those that failed."""
     parser = flag_parser(__doc__)
-    parser.add_argument("--data-dir", type=_data, required=True, metavar="DIR", help="TFDS's")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--data-dir", type=_data_folder, required=True, metavar="DIR", help="TFDS folder"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
     add_reference_flags(parser)
-    parser.add_argument("--epochs", type=count, default=160, metavar="N", help="of CIFAR-10")
-    parser.add_argument("--batch-size", type=count, default=512, metavar="N", help="of ImageNet")
+    parser.add_argument(
+        "--epochs", type=positive_integer, default=160, metavar="N", help="epochs of CIFAR-10"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_integer,
+        default=512,
+        metavar="N",
+        help="batch size of ImageNet",
+    )
     parser.add_argument(
         "--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="models"
     )
     flags = parser.parse_args(argv)
     if flags.out.exists():
-        parser.error(f"argument --out: {flags.out} is there already; name a new folder")
-    reference_of(parser, flags)
+        parser.error(f"argument --out: {flags.out} exists already; name a new folder")
+    reference_versions(parser, flags)
     flags.out.mkdir(parents=True)
-    failed = [name for name, command in _commands(flags).items() if not _ran(name, command, flags)]
+    commands = _commands(flags)
+    failed = [name for name, command in commands.items() if not _run(name, command, flags)]
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}; see above and in {flags.out}")
+        sys.exit(f"failed: {', '.join(failed)}; the errors are printed above and in {flags.out}")
 
 
-def _data(text: str) -> Path:
+def _data_folder(text: str) -> Path:
     for dataset in ("cifar10", "imagenet2012"):
         path = folder_with(dataset, "folder of TFDS's CIFAR-10 and ImageNet")(text)
     return path
 
 
-# Seconds that 160 epochs of CIFAR-10 may take on an H200.
+# The largest number of seconds for 160 epochs of CIFAR-10 on an H200.
 _LIMITS = {"cifar10": 120, "cifar10_five_seeds": 300}
 
 
 def _commands(flags: argparse.Namespace) -> dict[str, list[str]]:
+    """Returns the arguments of Python for each measurement, by its name."""
     reference = [
         f"--{flag.replace('_', '-')}={value}"
         for flag in ("reference", "reference_python")
@@ -101,12 +113,12 @@ def _commands(flags: argparse.Namespace) -> dict[str, list[str]]:
     }
 
 
-def _benchmark(module: str, flags: argparse.Namespace, name: str = "") -> list[str]:
-    return ["-m", f"{__package__}.{module}", f"--json={flags.out / (name or module)}.json"]
+def _benchmark(module: str, flags: argparse.Namespace, file: str = "") -> list[str]:
+    return ["-m", f"{__package__}.{module}", f"--json={flags.out / (file or module)}.json"]
 
 
-def _ran(name: str, command: list[str], flags: argparse.Namespace) -> bool:
-    """Whether it ended well; prints what it prints, and its seconds."""
+def _run(name: str, command: list[str], flags: argparse.Namespace) -> bool:
+    """Runs a command, prints its output and its seconds; returns whether it succeeded."""
     print(f"\n{name}: python {' '.join(command)}", flush=True)
     start = time.perf_counter()
     with (flags.out / f"{name}.txt").open("w") as log:
@@ -117,11 +129,12 @@ def _ran(name: str, command: list[str], flags: argparse.Namespace) -> bool:
         for line in process.stdout:
             print(line, end="", flush=True)
             log.write(line)
-        ended = f"{(seconds := time.perf_counter() - start):.1f} s"
+        seconds = time.perf_counter() - start
+        summary = f"{seconds:.1f} s"
         if (limit := _LIMITS.get(name)) and flags.epochs == 160:
-            ended += f", of {limit} s at most: {'met' if seconds <= limit else 'MISSED'}"
-        print(ended, flush=True)
-        log.write(f"{ended}\n")
+            summary += f" (at most {limit} s: {'met' if seconds <= limit else 'MISSED'})"
+        print(summary, flush=True)
+        log.write(f"{summary}\n")
     return process.wait() == 0
 
 

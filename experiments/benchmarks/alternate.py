@@ -1,4 +1,4 @@
-"""Times workers in turn, A B A B ..., each a process of its own that waits while others run."""
+"""Times workers in turn, A B A B ... Each worker is a process that waits while the others run."""
 
 import contextlib
 import subprocess
@@ -11,34 +11,38 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one worker's turns."""
+    """The seconds of each turn of one worker."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle turn."""
+        """Returns the median of the turns."""
         return median(self.seconds)
 
     def __str__(self) -> str:
-        middle, least, most = map(format_seconds, (self.median, *self._range()))
+        summary = self.median, min(self.seconds), max(self.seconds)
+        middle, least, most = map(format_seconds, summary)
         return f"{middle} ({least} .. {most})"
-
-    def _range(self) -> tuple[float, float]:
-        return min(self.seconds), max(self.seconds)
 
 
 def format_seconds(seconds: float) -> str:
-    """With three digits, in s or ms."""
+    """Returns a time with three digits and its unit, s or ms."""
     return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 
 
 def alternate(
     commands: Mapping[str, Sequence[str]], turns: int, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Seconds of a step in `turns` turns of each command, after `warm_up` uncounted turns.
+    """Times a step of each command in turn.
 
-    A command runs a script that ends in `serve(step)`.
+    Args:
+      commands: command lines by name. Each runs a script that ends in `serve(step)`.
+      turns: timed turns of each command.
+      warm_up: turns before these, not timed.
+
+    Raises:
+      RuntimeError: a worker stopped.
     """
     workers = {
         name: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -48,38 +52,41 @@ def alternate(
     try:
         for turn in range(warm_up + turns):
             for name, worker in workers.items():
-                elapsed = _one_turn(name, worker)
+                elapsed = _take_turn(name, worker)
                 if turn >= warm_up:
                     seconds[name].append(elapsed)
     finally:
         for worker in workers.values():
             worker.kill()
             with contextlib.suppress(BrokenPipeError):
-                worker.communicate()  # which closes the pipes
+                worker.communicate()  # closes the pipes
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
-def _one_turn(name: str, worker: subprocess.Popen[str]) -> float:
+def _take_turn(name: str, worker: subprocess.Popen[str]) -> float:
     assert worker.stdin is not None
     assert worker.stdout is not None
-    with contextlib.suppress(BrokenPipeError):  # then it has stopped: see below
+    with contextlib.suppress(BrokenPipeError):  # the worker has stopped; the last line reports it
         worker.stdin.write("go\n")
         worker.stdin.flush()
-    for line in worker.stdout:  # a library may print, too
+    for line in worker.stdout:  # libraries may print other lines
         if line.startswith("seconds "):
             return float(line.split()[1])
-    raise RuntimeError(f"the worker {name!r} stopped: see what it printed above")
+    raise RuntimeError(f"the worker {name!r} stopped; its error is printed above")
 
 
-def serve(step: Callable[[], object], steps_in_one: int = 1) -> None:
-    """In a worker: makes two steps and tells the seconds of the second one whenever it is asked to.
+def serve(step: Callable[[], object], steps_per_call: int = 1) -> None:
+    """Serves requests of `alternate` until killed: calls `step` twice and times the second call.
 
-    The first one after another's turn pays for memory that the system has given to that one, up to
-    half its time; in training no step does. Where `step` makes `steps_in_one` steps, the seconds
-    are those of one of them. Until killed.
+    The first call after another worker's turn waits for memory that the system gave to that worker,
+    for up to half of its time. No step of a training run waits so.
+
+    Args:
+      step: the function to time.
+      steps_per_call: steps that one call of `step` makes. The printed time is that of one step.
     """
     for _ in sys.stdin:
         step()
         start = time.perf_counter()
         step()
-        print(f"seconds {(time.perf_counter() - start) / steps_in_one}", flush=True)
+        print(f"seconds {(time.perf_counter() - start) / steps_per_call}", flush=True)

@@ -1,20 +1,21 @@
-"""What is timed beside the published code. Imports nothing: its workers know nothing of dnw_jax."""
+"""The models to time. Imports no dnw_jax, which the published code's interpreter may lack."""
 
 from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """A model, ours and theirs, on random images.
+    """A model of dnw_jax and of the published code, on random images.
 
     Attributes:
-      config: ours.
-      reference: the published code's settings: a file under `apps/`, or the name of a ResNet's.
-      batch_size: the published one, or what a machine without accelerator can do.
+      config: the config file of dnw_jax.
+      reference: the published code's settings: a file under `apps/`, or the name of a ResNet.
+      batch_size: the published batch size, or one that a machine without accelerator can handle.
       image_size: height and width in pixels.
-      num_classes: of the images.
-      target: how many times as fast as the published code a training step shall be.
-      products: of all states with all weights in a training step, and in an evaluation, where a
-        loop has them: of continuous time, as both codes make them from the published start.
+      num_classes: number of labels.
+      target: the training step must be at least this many times as fast as the published code's.
+      products: numbers of products of all states with all weights, in a training step and in an
+        evaluation. Only for continuous time, where a loop makes them and XLA cannot count them.
+        Both codes make as many from the published initialisation.
     """
 
     config: str
@@ -26,7 +27,7 @@ class Case(NamedTuple):
     products: tuple[int, int] | None = None
 
 
-# The graphs of the MobileNetV1-like chain x0.225, and their budgets of edges.
+# The graphs of the MobileNetV1-like chain x0.225, and their numbers of edges.
 SHAPES = ((32, 64), (192, 256), (384, 512), (2816, 3072), (1536, 2048))
 BUDGETS = (104, 1245, 4977, 72991, 79627)
 

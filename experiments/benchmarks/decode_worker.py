@@ -1,4 +1,4 @@
-"""A worker: decodes and cuts a folder of JPEGs. Arguments: ours|pillow|tensorflow, folder."""
+"""A worker: decodes and crops a folder of JPEGs. Arguments: ours|pillow|tensorflow, folder."""
 
 import io
 import os
@@ -16,8 +16,8 @@ def main(name: str, folder: str) -> None:
     """Serves passes over the folder until killed."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     files = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
-    make = {"ours": _ours, "pillow": _pillow, "tensorflow": _tensorflow}[name]
-    serve(make(files))
+    decoder = {"ours": _ours, "pillow": _pillow, "tensorflow": _tensorflow}[name]
+    serve(decoder(files))
 
 
 def _ours(files: list[bytes]) -> Callable[[], object]:
@@ -29,11 +29,11 @@ def _ours(files: list[bytes]) -> Callable[[], object]:
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
 
-    def one(encoded: bytes) -> np.ndarray:
-        image = training_image(encoded, _SIZE, rng)
+    def transform(jpeg: bytes) -> np.ndarray:
+        image = training_image(jpeg, _SIZE, rng)
         return image[:, ::-1] if rng.uniform() < 0.5 else image
 
-    return lambda: [one(each) for each in files]
+    return lambda: [transform(jpeg) for jpeg in files]
 
 
 def _pillow(files: list[bytes]) -> Callable[[], object]:
@@ -44,15 +44,15 @@ def _pillow(files: list[bytes]) -> Callable[[], object]:
 
     rng = np.random.default_rng(0)
 
-    def one(encoded: bytes) -> np.ndarray:
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    def transform(jpeg: bytes) -> np.ndarray:
+        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
         left, top, width, height = random_crop(*image.size, rng)
         box = (left, top, left + width, top + height)
         image = image.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR, box=box)
         array = np.asarray(image)
         return array[:, ::-1] if rng.uniform() < 0.5 else array
 
-    return lambda: [one(each) for each in files]
+    return lambda: [transform(jpeg) for jpeg in files]
 
 
 def _tensorflow(files: list[bytes]) -> Callable[[], object]:
@@ -61,8 +61,8 @@ def _tensorflow(files: list[bytes]) -> Callable[[], object]:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
-    def one(encoded: "tf.Tensor") -> "tf.Tensor":
-        shape = tf.image.extract_jpeg_shape(encoded)
+    def transform(jpeg: "tf.Tensor") -> "tf.Tensor":
+        shape = tf.image.extract_jpeg_shape(jpeg)
         begin, size, _ = tf.image.sample_distorted_bounding_box(
             shape,
             tf.zeros([1, 0, 4]),
@@ -72,11 +72,11 @@ def _tensorflow(files: list[bytes]) -> Callable[[], object]:
             use_image_if_no_bounding_boxes=True,
         )
         window = tf.stack([begin[0], begin[1], size[0], size[1]])
-        image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)  # fused
+        image = tf.image.decode_and_crop_jpeg(jpeg, window, channels=3)
         image = tf.image.resize([image], [_SIZE, _SIZE])[0]
         return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
 
-    dataset = tf.data.Dataset.from_tensor_slices(files).map(one, num_parallel_calls=1)
+    dataset = tf.data.Dataset.from_tensor_slices(files).map(transform, num_parallel_calls=1)
     return lambda: sum(1 for _ in dataset)
 
 

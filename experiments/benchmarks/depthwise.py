@@ -1,11 +1,11 @@
-"""Single-channel 3x3 convolution, forwards and with gradients, beside XLA's grouped convolution.
+"""Times the single-channel 3x3 convolution and its gradients beside XLA's grouped convolution.
 
     python -m experiments.benchmarks.depthwise
 
-Ours in a loop in one program, as in training, the grouped one by itself: in a loop XLA:CPU takes
-minutes for it. The work is to read and write each array once: input and output, and backwards the
-cotangent, the input again and the input's cotangent; and nine products and sums for each pixel, as
-many again for each gradient.
+"ours" runs in a loop in one program, as in training. The grouped convolution runs once per
+program, because XLA:CPU takes minutes for it in a loop. The work reads and writes each array
+once: input and output; in the backward pass the cotangent, the input and the input's cotangent.
+The arithmetic is nine products and sums per pixel, and as many for each gradient.
 """
 
 import time
@@ -18,7 +18,8 @@ from jax import lax
 from dnw_jax.ops.depthwise import depthwise_conv3x3
 from dnw_jax.platform.large_pages import restart_with_large_pages
 from experiments.benchmarks.alternate import Timing
-from experiments.benchmarks.report import Report, timing_flags
+from experiments.benchmarks.flags import timing_parser
+from experiments.benchmarks.report import Report
 from experiments.benchmarks.roofline import Work
 
 SHAPES = ((128, 8, 800), (512, 8, 192), (128, 16, 128), (128, 32, 64), (16, 56, 128))
@@ -28,18 +29,18 @@ Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each shape and pass."""
-    flags = timing_flags(__doc__).parse_args(argv)
+    flags = timing_parser(__doc__).parse_args(argv)
     report = Report(flags.json)
     for batch, size, nodes in SHAPES:
         planes = jax.random.normal(jax.random.key(0), (batch, size, size, nodes))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, nodes))
-        for passes, arrays, products in ((_forward, 2, 9), (_with_gradients, 5, 27)):
+        for passes, num_arrays, num_products in ((_forward, 2, 9), (_with_gradients, 5, 27)):
             programs: dict[str, Convolution] = {
                 "ours": _looped(passes(depthwise_conv3x3)),
                 "grouped": jax.jit(passes(_grouped)),
             }
-            timings = _in_turn(programs, flags.turns, planes, kernel)
-            work = Work(2 * products * planes.size, arrays * planes.nbytes)
+            timings = _time_in_turn(programs, flags.turns, planes, kernel)
+            work = Work(2 * num_products * planes.size, num_arrays * planes.nbytes)
             report.add(
                 f"{batch} x {size} x {size} x {nodes} {passes.__name__.strip('_')}", timings, work
             )
@@ -61,34 +62,34 @@ def _forward(convolution: Convolution) -> Convolution:
 
 
 def _with_gradients(convolution: Convolution) -> Convolution:
-    def one(planes: jax.Array, kernel: jax.Array) -> jax.Array:
-        out, pull = jax.vjp(convolution, planes, kernel)
-        to_planes, to_kernel = pull(out)
-        return to_planes + 1e-9 * jnp.sum(to_kernel)
+    def gradients(planes: jax.Array, kernel: jax.Array) -> jax.Array:
+        out, pullback = jax.vjp(convolution, planes, kernel)
+        planes_cotangent, kernel_cotangent = pullback(out)
+        return planes_cotangent + 1e-9 * jnp.sum(kernel_cotangent)
 
-    return one
+    return gradients
 
 
-def _looped(one: Convolution) -> Convolution:
-    @jax.jit  # the number is an argument: XLA would write few iterations one after the other
+def _looped(convolution: Convolution) -> Convolution:
+    @jax.jit  # `number` is an argument, because XLA unrolls a short loop of constant length
     def loop(planes: jax.Array, kernel: jax.Array, number: int) -> jax.Array:
-        return lax.fori_loop(0, number, lambda _, planes: one(planes, kernel), planes)
+        return lax.fori_loop(0, number, lambda _, planes: convolution(planes, kernel), planes)
 
     return lambda planes, kernel: loop(planes, kernel, _ITERATIONS)
 
 
-def _in_turn(
+def _time_in_turn(
     programs: dict[str, Convolution], turns: int, planes: jax.Array, kernel: jax.Array
 ) -> dict[str, Timing]:
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(turns + 1):  # the first to compile
+    for turn in range(turns + 1):  # the first turn compiles
         for name, program in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(program(planes, kernel))
             elapsed = time.perf_counter() - start
             if turn:
                 seconds[name].append(elapsed / (_ITERATIONS if name == "ours" else 1))
-    return {name: Timing(tuple(each)) for name, each in seconds.items()}
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What XLA makes of a step for an H200, on a machine that need not have one: kernels and bytes.
+"""Lists the kernels that XLA compiles for an H200, and the bytes that they move. Needs no GPU.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.gpu_programs --cases static
 
-Needs what training on a GPU needs, `pip install "jax[cuda13]"`, but no GPU and no driver. A line
-for each step: how many kernels it starts and how many bytes they read and write in the GPU's memory
-(loops once), the least time that takes there, and what it needs besides its arguments; below it the
-kernels that move most. What they take is not known: for that see `step_profile`, on the GPU. XLA
-does not try alternatives without one, so that its choice of products may differ.
+Needs the packages for training on a GPU, `pip install "jax[cuda13]"`, but neither a GPU nor a
+driver. For each step it prints the number of kernels, the bytes that they read and write in the
+GPU's memory (each loop counts once), the least time for these bytes, and the memory besides the
+arguments. Below stand the kernels that move most bytes. It measures no times; `step_profile`
+does, on a GPU. Without a GPU XLA cannot time alternative kernels for a product, so on a GPU it
+may choose others.
 """
 
 import re
@@ -20,13 +21,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dnw_jax.train import TrainState, evaluate_step, train_step
 from experiments.benchmarks.alternate import format_seconds
 from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.flags import add_case_flags, flag_parser, positive_integer
 from experiments.benchmarks.hlo import Program
 from experiments.benchmarks.ours import our_config, our_state, random_batch
-from experiments.benchmarks.report import add_case_flags, count, flag_parser
 
 _STEPS = {"train": train_step, "evaluate": evaluate_step}
 _BYTES_PER_SECOND = 4.8e12
-# As XLA describes an H200: openxla/xla, xla/backends/gpu/target_config/specs/h200.txtpb.
+# XLA's description of an H200: openxla/xla, xla/backends/gpu/target_config/specs/h200.txtpb.
 _H200 = """
 gpu_device_info {
   name: "NVIDIA H200 141GB HBM3e" device_vendor: "NVIDIA Corporation"
@@ -51,15 +52,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table for each case and mode."""
     parser = flag_parser(__doc__)
     add_case_flags(parser, *CASES)
-    parser.add_argument("--modes", nargs="+", choices=_STEPS, default=list(_STEPS), help="of steps")
-    parser.add_argument("--top", type=count, metavar="N", default=5, help="kernels to list")
+    parser.add_argument(
+        "--modes", nargs="+", choices=_STEPS, default=list(_STEPS), help="which steps to compile"
+    )
+    parser.add_argument(
+        "--top", type=positive_integer, metavar="N", default=5, help="kernels to list"
+    )
     flags = parser.parse_args(argv)
     try:
-        sharding = _on_an_h200()
+        sharding = _h200_sharding()
     except NotImplementedError:
         parser.error(
             'jax has no compiler for GPUs here: pip install "jax[cuda13]"; '
-            "without a GPU set JAX_PLATFORMS=cpu, too"
+            "on a machine without a GPU also set JAX_PLATFORMS=cpu"
         )
     for name in flags.cases:
         batch_size = flags.batch_size or CASES[name].batch_size
@@ -67,32 +72,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch = random_batch(name, batch_size)
         for mode in flags.modes:
             print(f"{name} {mode} B={batch_size} {flags.dtype}", flush=True)
-            _print(_compiled(mode, state, batch, sharding), flags.top)
+            _print(_compile(mode, state, batch, sharding), flags.top)
 
 
-def _on_an_h200() -> NamedSharding:
+def _h200_sharding() -> NamedSharding:
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=_H200)
     return NamedSharding(topologies.make_mesh(topology, (1,), ("data",)), PartitionSpec())
 
 
-def _compiled(
+def _compile(
     mode: str, state: TrainState, batch: dict[str, jax.Array], sharding: NamedSharding
 ) -> jax.stages.Compiled:
-    def there(array: jax.Array) -> jax.ShapeDtypeStruct:
+    def on_h200(array: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    # Without a GPU there is nothing to measure alternatives on.
+    # Autotuning would time alternative kernels, which needs a GPU.
     options: dict[str, Any] = {"xla_gpu_autotune_level": 0}
-    return _STEPS[mode].lower(*jax.tree.map(there, (state, batch))).compile(options)
+    return _STEPS[mode].lower(*jax.tree.map(on_h200, (state, batch))).compile(options)
 
 
 def _print(program: jax.stages.Compiled, top: int) -> None:
     kernels = list(Program.of(program.as_text() or "").executed())
-    in_all = sum(moved for _, moved in kernels)
+    total_bytes = sum(moved for _, moved in kernels)
     memory = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
     print(
-        f"  {len(kernels)} kernels, {in_all / 1e9:.3g} GB read and written: "
-        f"{format_seconds(in_all / _BYTES_PER_SECOND)} at least; {memory / 1e6:.0f} MB of memory"
+        f"  {len(kernels)} kernels read and write {total_bytes / 1e9:.3g} GB, "
+        f"in at least {format_seconds(total_bytes / _BYTES_PER_SECOND)}; "
+        f"{memory / 1e6:.0f} MB of temporary memory"
     )
     for kernel, moved in sorted(kernels, key=lambda pair: -pair[1])[:top]:
         result = re.sub(r"\s", "", kernel.result)

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program: its operations, and the bytes that they move."""
+"""Parses the text of a compiled program into operations and the bytes that they move."""
 
 import math
 import re
@@ -18,9 +18,9 @@ class Operation(NamedTuple):
 
     Attributes:
       kind: HLO's opcode.
-      result: its type, without the layout.
-      operands: their names; of a parameter its number.
-      called: the computation that it executes (of a loop the body, of branches the first), or "".
+      result: the type of the result, without the layout.
+      operands: names of the operands; for a parameter, the number of the parameter.
+      called: the computation that it executes (a loop: the body; branches: the first one), or "".
       source: the path in the traced code.
     """
 
@@ -35,49 +35,56 @@ Computation = dict[str, Operation]  # by name
 
 
 class Program(NamedTuple):
-    """The computations of a program by name, and which one it begins with."""
+    """The computations of a program by name, and the name of the first one."""
 
     computations: dict[str, Computation]
     entry: str
 
     @classmethod
     def of(cls, hlo: str) -> "Program":
-        """Of what `jax.stages.Compiled.as_text` gives."""
+        """Parses the result of `jax.stages.Compiled.as_text`."""
         computations, entry = dict[str, Computation](), ""
         for line in hlo.splitlines():
             if start := _COMPUTATION.match(line):
-                computations[start[2]] = here = {}
+                computations[start[2]] = computation = {}
                 entry = start[2] if start[1] else entry
-            elif found := _INSTRUCTION.match(line):
-                here[found[1]] = _operation(*found.groups()[1:])
+            elif instruction := _INSTRUCTION.match(line):
+                computation[instruction[1]] = _operation(*instruction.groups()[1:])
         return cls(computations, entry)
 
-    def executed(self, computation: str | None = None) -> Iterator[tuple[Operation, int]]:
-        """What takes time, each with the bytes that it reads and writes; loops once."""
-        here = self.computations[computation or self.entry]
-        for operation in here.values():
+    def executed(self, name: str | None = None) -> Iterator[tuple[Operation, int]]:
+        """Yields each operation that takes time, with the bytes that it reads and writes.
+
+        Each loop counts once.
+        """
+        computation = self.computations[name or self.entry]
+        for operation in computation.values():
             if operation.kind in CONTROL_FLOW:
                 yield from self.executed(operation.called)
             elif operation.kind not in _FREE:
-                yield operation, self._traffic(operation, here)
+                yield operation, self._traffic(operation, computation)
 
-    def _traffic(self, operation: Operation, here: Computation) -> int:
-        read = [num_bytes(here[name].result) for name in operation.operands if name in here]
+    def _traffic(self, operation: Operation, computation: Computation) -> int:
+        read = [
+            num_bytes(computation[name].result)
+            for name in operation.operands
+            if name in computation
+        ]
         written = num_bytes(operation.result)
         if operation.kind == "fusion":
             inside = self.computations[operation.called]
             for name, parameter in inside.items():
                 if parameter.kind != "parameter":
                     continue
-                uses = [each for each in inside.values() if name in each.operands]
-                cut = [each for each in uses if each.kind in ("slice", "dynamic-slice")]
-                put = [each for each in uses if each.kind == "dynamic-update-slice"]
-                # Of what is cut out of an array, or put into it, only that part is moved.
-                if len(cut) + len(put) == len(uses):
+                uses = [use for use in inside.values() if name in use.operands]
+                slices = [use for use in uses if use.kind in ("slice", "dynamic-slice")]
+                updates = [use for use in uses if use.kind == "dynamic-update-slice"]
+                # A slice, or an update of a slice, moves only this part of the array.
+                if len(slices) + len(updates) == len(uses):
                     number = int(parameter.operands[0])
-                    parts = [num_bytes(inside[each.operands[1]].result) for each in put]
-                    written += sum(parts) - (read[number] if put else 0)
-                    read[number] = sum(num_bytes(each.result) for each in cut)
+                    parts = [num_bytes(inside[update.operands[1]].result) for update in updates]
+                    written += sum(parts) - (read[number] if updates else 0)
+                    read[number] = sum(num_bytes(part.result) for part in slices)
         return sum(read) + written
 
 
@@ -94,7 +101,7 @@ def _operation(result: str, kind: str, operands: str, attributes: str) -> Operat
 
 
 def num_bytes(result: str) -> int:
-    """Of all arrays of a type."""
+    """Returns the bytes of all arrays of a result type."""
     return sum(
         math.prod(map(int, filter(None, shape.split(","))))
         * (1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8)

@@ -1,11 +1,12 @@
-"""Training batches of ImageNet that worker processes make, with nothing else to do.
+"""Times training batches of ImageNet as worker processes make them, without training.
 
     python -m experiments.benchmarks.input_pipeline --data-dir=DIR
 
-DIR holds ImageNet as TFDS prepared it. For each number of workers: seconds for a batch as it comes
-out of the pipeline, cropped, flipped and on the device; beside it the same photographs decoded and
-cropped by this process alone, on one core: what all workers' cores do in that time is the floor of
-the pipeline. What a run waits for its photographs is `input_wait` in its metrics.jsonl.
+DIR holds ImageNet as TFDS prepared it. For each number of workers it times a batch of the
+pipeline: cropped, flipped and on the device. "one core" is the time of this process alone to
+decode and crop as many photographs. The floor is this time divided by the number of cores that
+the workers use. In a run, `input_wait` in metrics.jsonl gives the fraction of the time spent
+waiting for photographs.
 """
 
 import argparse
@@ -24,7 +25,13 @@ from dnw_jax import data
 from dnw_jax.data.photographs import training_image
 from dnw_jax.platform import devices
 from experiments.benchmarks.alternate import Timing, format_seconds
-from experiments.benchmarks.report import Report, count, folder_with, timing_flags, versions
+from experiments.benchmarks.flags import (
+    add_imagenet_flag,
+    positive_integer,
+    timing_parser,
+    versions,
+)
+from experiments.benchmarks.report import Report
 
 _BATCHES_IN_TURN = 4
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,33 +39,39 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each number of workers."""
-    parser = timing_flags(__doc__)
-    is_dataset = folder_with("imagenet2012", "folder of TFDS's datasets")
+    parser = timing_parser(__doc__)
+    add_imagenet_flag(parser)
     parser.add_argument(
-        "--data-dir", required=True, type=is_dataset, metavar="DIR", help="ImageNet's"
+        "--workers",
+        nargs="+",
+        type=positive_integer,
+        metavar="N",
+        default=[1, 2],
+        help="worker processes",
     )
     parser.add_argument(
-        "--workers", nargs="+", type=count, metavar="N", default=[1, 2], help="processes"
+        "--batch-size", type=positive_integer, metavar="N", default=64, help="photographs per batch"
     )
-    parser.add_argument("--batch-size", type=count, metavar="N", default=64, help="photographs")
-    parser.add_argument("--image-size", type=count, metavar="N", default=224, help="in pixels")
+    parser.add_argument(
+        "--image-size", type=positive_integer, metavar="N", default=224, help="in pixels"
+    )
     flags = parser.parse_args(argv)
     packages = versions(sys.executable, "grain", "simplejpeg", "opencv-python-headless")
     report = Report(flags.json, input=packages)
     cores = len(os.sched_getaffinity(0))
     for workers in flags.workers:
-        timings = _timed(flags, workers)
+        timings = _time(flags, workers)
         ours = timings["ours"].median
         floor = timings["one core"].median / min(workers, cores)
         report.add(
             f"workers {workers}, {flags.image_size} px",
             timings,
             images_per_second=round(flags.batch_size / ours),
-            floor=f"{format_seconds(floor)}  {floor / ours:.0%} of it reached",
+            floor=f"{format_seconds(floor)}  ours runs at {floor / ours:.0%} of this speed",
         )
 
 
-def _timed(flags: argparse.Namespace, workers: int) -> dict[str, Timing]:
+def _time(flags: argparse.Namespace, workers: int) -> dict[str, Timing]:
     overrides = {
         "dataset.data_dir": str(flags.data_dir),
         "dataset.num_workers": str(workers),
@@ -73,15 +86,15 @@ def _timed(flags: argparse.Namespace, workers: int) -> dict[str, Timing]:
         for batch in itertools.islice(batches, _BATCHES_IN_TURN):
             jax.block_until_ready(devices.batch_of_hosts({"image": batch["image"]}, mesh))
 
-    # At first what was read ahead, and the start of the workers.
+    # The first two times include the start of the workers and batches read ahead.
     ours = [_seconds(read) / _BATCHES_IN_TURN for _ in range(flags.turns + 2)][2:]
     batches.close()
     rng, source = np.random.default_rng(0), photographs.source
-    encoded = [source[index % len(source)]["image"] for index in range(flags.batch_size)]
+    jpegs = [source[index % len(source)]["image"] for index in range(flags.batch_size)]
 
     def decode() -> None:
-        for each in encoded:
-            training_image(each, flags.image_size, rng)
+        for jpeg in jpegs:
+            training_image(jpeg, flags.image_size, rng)
 
     one_core = [_seconds(decode) for _ in range(flags.turns + 1)][1:]
     return {"ours": Timing(tuple(ours)), "one core": Timing(tuple(one_core))}

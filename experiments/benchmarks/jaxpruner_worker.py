@@ -1,6 +1,6 @@
-"""A worker: jaxpruner's magnitude masks. Arguments: its checkout, a file of shapes by path.
+"""A worker: computes jaxpruner's magnitude masks. Imports no dnw_jax.
 
-Its interpreter need not know dnw_jax.
+Arguments: a checkout of jaxpruner, and a JSON file of the parameters' shapes by path.
 """
 
 import functools
@@ -19,7 +19,7 @@ def main(checkout: str, shapes_file: str) -> None:
 
     sys.path.insert(0, checkout)
     if not hasattr(jax, "tree_map"):
-        vars(jax)["tree_map"] = jax.tree.map  # which it calls, and current JAX has removed
+        vars(jax)["tree_map"] = jax.tree.map  # jaxpruner calls it; current JAX lacks it
     import jaxpruner  # noqa: PLC0415
     from jaxpruner import sparsity_distributions  # noqa: PLC0415
 
@@ -32,7 +32,7 @@ def main(checkout: str, shapes_file: str) -> None:
     updater = jaxpruner.MagnitudePruning(
         sparsity_distribution_fn=functools.partial(sparsity_distributions.uniform, sparsity=0.9)
     )
-    sparsities = updater.sparsity_distribution_fn(params)  # constants: so it compiles to less
+    sparsities = updater.sparsity_distribution_fn(params)  # outside jit: constants
     masks = jax.jit(lambda p: updater.create_masks(updater.calculate_scores(p), sparsities))
     serve(lambda: jax.block_until_ready(masks(params)))
 

@@ -1,9 +1,9 @@
-"""A worker: steps of ours on random images. Arguments: case, mode, batch size, dtype, a start.
+"""A worker: steps of dnw_jax on random images. Arguments: case, mode, batch size, dtype, start.
 
-Modes: `train` and `evaluate` call one step at a time; `run` makes several training steps as a run
-does: on images that live on the device in one program, cropped and flipped there; on photographs
-one after the other, each consuming the state before. The start, if there is one, is a file by
-`reference_step`: then both begin with the same weights and images.
+Modes: `train` and `evaluate` call one step at a time. `run` makes several training steps as a run
+does. For images that live on the device, one program crops, flips and makes all steps. For
+photographs, each step is a program that consumes the previous state. `start` is optional: a file
+that `reference_step` wrote, so that both codes begin with the same weights and images.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A case of ours: its state and a batch of random images."""
+"""The config, the state and a random batch of a case."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from experiments.benchmarks.cases import CASES
 
 
 def our_config(name: str, batch_size: int, dtype: str = "float32") -> ConfigDict:
-    """The config of a case."""
+    """Returns the config of the case `name`."""
     case = CASES[name]
     overrides = {
         "dtype": dtype,
@@ -22,7 +22,7 @@ def our_config(name: str, batch_size: int, dtype: str = "float32") -> ConfigDict
 
 
 def our_state(config: ConfigDict, start: str | None = None) -> TrainState:
-    """A state at step 0; with the weights of the published code's worker, if `start` has them."""
+    """Returns a state at step 0; `start` is a file of weights by `reference_step`, or None."""
     if not start:
         return create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=98)
     with np.load(start) as arrays:
@@ -33,7 +33,7 @@ def our_state(config: ConfigDict, start: str | None = None) -> TrainState:
 
 
 def random_batch(name: str, batch_size: int) -> dict[str, jax.Array]:
-    """Normal images and random labels."""
+    """Returns normally distributed images and uniformly distributed labels."""
     case = CASES[name]
     shape = (batch_size, case.image_size, case.image_size, 3)
     label = np.random.default_rng(1).integers(0, case.num_classes, batch_size)

@@ -1,7 +1,7 @@
-"""A worker: one step of the published code. Arguments: its checkout, case, mode, batch size.
+"""A worker: steps of the published code. Arguments: its checkout, case, mode, batch size.
 
-Runs in an interpreter with torch; knows nothing of dnw_jax. Instead of a mode it takes the path of
-an .npz file: there it puts the weights, images and labels that it would start with, and ends.
+Runs in an interpreter with torch, and imports no dnw_jax. If the mode is the path of an .npz
+file, it writes its initial weights, images and labels there and ends.
 """
 
 import contextlib
@@ -32,12 +32,13 @@ def main(checkout: str, name: str, mode: str, batch_size: str) -> None:
     case, batch = CASES[name], int(batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    # As JAX computes on a GPU, too.
+    # JAX computes with TF32 on a GPU, too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     build = _graph if name in _MODELS else _resnet
-    with contextlib.redirect_stdout(sys.stderr):  # it prints settings and layers
+    with contextlib.redirect_stdout(sys.stderr):  # the published code prints settings and layers
         model = build(checkout, name, device).to(device).train(mode != "evaluate")
-    # The weights stay, so that each turn is the same work; the update takes as long.
+    # With a learning rate of 0 the weights stay, so each turn does the same work. The update takes
+    # as long as with another rate.
     optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, weight_decay=1e-4)
     image = torch.randn(batch, 3, case.image_size, case.image_size, device=device)
     label = torch.randint(case.num_classes, (batch,), device=device)
@@ -57,17 +58,26 @@ def main(checkout: str, name: str, mode: str, batch_size: str) -> None:
             return loss().item()
 
     if mode.endswith(".npz"):
-        weights = {f"weights/{name}": array for name, array in model.state_dict().items()}
-        arrays = {"image": image.permute(0, 2, 3, 1), "label": label, **weights}
-        np.savez(mode, **{name: array.numpy(force=True) for name, array in arrays.items()})
+        _save_start(mode, model, image, label)
     else:
         serve(evaluate if mode == "evaluate" else train)
+
+
+def _save_start(
+    file: str, model: torch.nn.Module, image: torch.Tensor, label: torch.Tensor
+) -> None:
+    weights = {f"weights/{name}": array for name, array in model.state_dict().items()}
+    arrays = {"image": image.permute(0, 2, 3, 1), "label": label, **weights}
+    np.savez(file, **{name: array.numpy(force=True) for name, array in arrays.items()})
 
 
 def _graph(checkout: str, name: str, device: torch.device) -> torch.nn.Module:
     os.chdir(checkout)
     sys.path.insert(0, checkout)
-    sys.argv = [sys.argv[0], f"app:apps/{CASES[name].reference}"]  # it reads its settings from here
+    sys.argv = [
+        sys.argv[0],
+        f"app:apps/{CASES[name].reference}",
+    ]  # the published code reads its settings from here
     from genutil.config import FLAGS  # noqa: PLC0415
 
     FLAGS.device = device
@@ -77,7 +87,7 @@ def _graph(checkout: str, name: str, device: torch.device) -> torch.nn.Module:
 
 def _resnet(checkout: str, name: str, device: torch.device) -> torch.nn.Module:
     del device
-    # Its __init__ imports data loaders that need more than torch.
+    # The package's __init__ imports data loaders that need more than torch; this replaces it.
     package = ModuleType("image_classification")
     folder = Path(checkout, "imagenet_sparsity_experiments", package.__name__)
     package.__path__ = [str(folder)]

@@ -1,9 +1,9 @@
-"""What some work must do at least, and what this machine can do in that time.
+"""The floor of a step: the least time for its arithmetic and memory traffic on this machine.
 
-The floor is the time of the arithmetic at the machine's best measured rate in products, or of the
-memory traffic at the measured bandwidth, whichever is longer. The traffic counted is what no fusion
-avoids. In a training step: each array kept for the backward pass written and read once, each
-parameter with its gradient and momentum read and written once.
+The floor is the longer of two times: the arithmetic at the machine's best measured rate in matrix
+products, and the memory traffic at the measured bandwidth. Only traffic that no fusion avoids
+counts. In a training step this is: each array kept for the backward pass, written and read once;
+each parameter with its gradient and momentum, read and written once.
 """
 
 import time
@@ -20,26 +20,31 @@ from dnw_jax.train import TrainState
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured here: float32 products, and reading plus writing an array larger than the caches."""
+    """Measured speed of this machine.
+
+    Attributes:
+      flops_per_second: in a float32 matrix product.
+      bytes_per_second: reading and writing an array that is larger than the caches.
+    """
 
     flops_per_second: float
     bytes_per_second: float
 
     @classmethod
     def measured(cls) -> "Machine":
-        """The best of ten turns."""
-        # Long enough that starting it costs nothing.
+        """Returns the best of ten measurements."""
+        # So large that the time to start the program is negligible.
         side = 2048 if jax.default_backend() == "cpu" else 8192
         square, long = jnp.ones((side, side)), jnp.ones(2**26)
         product = _fastest(jax.jit(lambda x: x @ x / side), square)
-        # Into memory that is there: the system would have to clear fresh pages.
+        # The result reuses the memory of the argument: the system would have to clear fresh pages.
         scale = jax.jit(lambda x: x * 0.5, donate_argnums=0)
         scaled = _fastest(scale, long)
         return cls(2 * side**3 / product, 2 * 4 * 2**26 / scaled)
 
     def __str__(self) -> str:
         return (
-            f"{self.flops_per_second / 1e9:.0f} GFLOP/s in products, "
+            f"{self.flops_per_second / 1e9:.0f} GFLOP/s in matrix products, "
             f"{self.bytes_per_second / 1e9:.1f} GB/s reading and writing"
         )
 
@@ -48,21 +53,24 @@ def _fastest(program: Callable[..., jax.Array], operand: jax.Array) -> float:
     best = float("inf")
     for _ in range(10):
         start = time.perf_counter()
-        operand = jax.block_until_ready(program(operand))  # of the same shape
+        operand = jax.block_until_ready(program(operand))  # the result has the operand's shape
         best = min(best, time.perf_counter() - start)
     return best
 
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic, and bytes read and written."""
+    """Floating-point operations, and bytes read and written."""
 
     flops: float
     bytes: float
 
     @classmethod
     def of_step(cls, state: TrainState, batch: dict[str, jax.Array]) -> "Work":
-        """Of forward and backward pass on `batch`. Loops count once: not for continuous time."""
+        """Returns the work of the forward and backward pass on `batch`.
+
+        Each loop counts once, so the result is too small for continuous time.
+        """
 
         def loss(params: object) -> jax.Array:
             return _loss(state, params, batch, train=True)
@@ -74,12 +82,12 @@ class Work:
 
     @classmethod
     def of_evaluation(cls, state: TrainState, batch: dict[str, jax.Array]) -> "Work":
-        """Of a forward pass on `batch`, which reads parameters and images. Loops count once."""
+        """Returns the work of a forward pass: it reads parameters and images. Loops count once."""
         flops = _flops(lambda params: _loss(state, params, batch, train=False), state.params)
         return cls(flops, _bytes(state.params) + _bytes(batch))
 
     def floor(self, machine: Machine) -> float:
-        """Seconds that the step takes at least."""
+        """Returns the least number of seconds that the work takes."""
         return max(self.flops / machine.flops_per_second, self.bytes / machine.bytes_per_second)
 
     def __str__(self) -> str:

@@ -1,10 +1,11 @@
-"""Choosing the edges of the five graphs of a MobileNetV1-like chain, by several methods.
+"""Times several methods to select the edges of the five graphs of a MobileNetV1-like chain.
 
     python -m experiments.benchmarks.selection --torch-python=PYTHON
 
-PYTHON is an interpreter with torch; it sorts all magnitudes and zeroes the smallest, as the
-published code does. All run on the same machine in turn; the ratio of the medians is what counts.
-Without --torch-python PyTorch is left out. The work is to read each weight and to write it or zero.
+PYTHON is an interpreter with torch. It sorts all magnitudes and zeroes the smallest, as the
+published code does; without --torch-python it is not timed. All methods run on the same machine
+in turn. Compare the ratio of the medians. The work reads each weight, and writes the weight or
+zero.
 """
 
 import math
@@ -14,19 +15,20 @@ from pathlib import Path
 
 from experiments.benchmarks.alternate import alternate
 from experiments.benchmarks.cases import SHAPES
-from experiments.benchmarks.report import Report, interpreter, timing_flags, versions
+from experiments.benchmarks.flags import interpreter, timing_parser, versions
+from experiments.benchmarks.report import Report
 from experiments.benchmarks.roofline import Work
 from experiments.benchmarks.selection_worker import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints one row."""
-    parser = timing_flags(__doc__, turns=9)
+    parser = timing_parser(__doc__, turns=9)
     parser.add_argument(
-        "--torch-python", type=interpreter("torch"), metavar="PYTHON", help="one with torch"
+        "--torch-python", type=interpreter("torch"), metavar="PYTHON", help="interpreter with torch"
     )
     parser.add_argument(
-        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="beside ours"
+        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="methods besides ours"
     )
     flags = parser.parse_args(argv)
     worker = [sys.executable, "-m", f"{__package__}.selection_worker"]

@@ -1,4 +1,4 @@
-"""A worker: the edges of the five graphs at x0.225, by a method: its argument."""
+"""A worker: selects the edges of the five graphs at x0.225. Argument: the method."""
 
 import sys
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from experiments.benchmarks.cases import BUDGETS, SHAPES
 
 
 def _bisection(weights: jax.Array, num_edges: int) -> jax.Array:
-    """The k-th magnitude bit by bit: 31 passes."""
+    """Returns the k-th largest magnitude, found bit by bit in 31 passes."""
     magnitude = lax.bitcast_convert_type(jnp.abs(weights), jnp.uint32)
 
-    def try_bit(i: jax.Array, found: jax.Array) -> jax.Array:
-        candidate = found | (jnp.uint32(1 << 30) >> i.astype(jnp.uint32))
-        return jnp.where(jnp.sum(magnitude >= candidate) >= num_edges, candidate, found)
+    def try_bit(i: jax.Array, bits: jax.Array) -> jax.Array:
+        candidate = bits | (jnp.uint32(1 << 30) >> i.astype(jnp.uint32))
+        return jnp.where(jnp.sum(magnitude >= candidate) >= num_edges, candidate, bits)
 
     return lax.bitcast_convert_type(lax.fori_loop(0, 31, try_bit, jnp.uint32(0)), jnp.float32)
 
 
-# What gives the k-th largest magnitude; ties are not decided.
+# Functions that return the k-th largest magnitude. They do not break ties.
 THRESHOLDS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "bisection": _bisection,
     "top_k": lambda weights, k: lax.top_k(jnp.abs(weights).ravel(), k)[0][-1],
@@ -41,17 +41,17 @@ def main(method: str) -> None:
         uniform_fan_in(shape[0])(key, shape) for key, shape in zip(keys, SHAPES, strict=True)
     ]
 
-    def chosen(weights: jax.Array, num_edges: int) -> jax.Array:
+    def select(weights: jax.Array, num_edges: int) -> jax.Array:
         if method == "ours":
             return dnw_jax.top_edges(weights, num_edges)
-        least = THRESHOLDS[method](weights, num_edges)
-        return jnp.where(jnp.abs(weights) >= least, weights, 0)
+        threshold = THRESHOLDS[method](weights, num_edges)
+        return jnp.where(jnp.abs(weights) >= threshold, weights, 0)
 
     @jax.jit
-    def choose(weights: list[jax.Array]) -> list[jax.Array]:
-        return [chosen(w, k) for w, k in zip(weights, BUDGETS, strict=True)]
+    def select_all(weights: list[jax.Array]) -> list[jax.Array]:
+        return [select(w, k) for w, k in zip(weights, BUDGETS, strict=True)]
 
-    serve(lambda: jax.block_until_ready(choose(weights)))
+    serve(lambda: jax.block_until_ready(select_all(weights)))
 
 
 if __name__ == "__main__":

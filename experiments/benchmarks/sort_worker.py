@@ -1,4 +1,4 @@
-"""A worker: the five graphs by sorting, in PyTorch. Its interpreter need not know dnw_jax."""
+"""A worker: selects the edges of the five graphs by a sort in PyTorch. Imports no dnw_jax."""
 
 import sys
 from pathlib import Path
@@ -14,13 +14,13 @@ def main() -> None:
     """Serves selections until killed."""
     weights = [(2 * torch.rand(shape) - 1) / shape[0] ** 0.5 for shape in SHAPES]
 
-    def choose() -> None:
+    def select() -> None:
         for weight, num_edges in zip(weights, BUDGETS, strict=True):
             kept = weight.clone()
             _, order = weight.flatten().abs().sort()
             kept.view(-1)[order[: weight.numel() - num_edges]] = 0
 
-    serve(choose)
+    serve(select)
 
 
 if __name__ == "__main__":

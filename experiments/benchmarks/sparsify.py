@@ -1,15 +1,17 @@
-"""What `sparsify` costs on ResNet-50's 25.6 million parameters; its selection beside a peer's.
+"""Times a step of ResNet-50 with and without `sparsify`, and its selection beside jaxpruner's.
 
     python -m experiments.benchmarks.sparsify --jaxpruner=DIR --jaxpruner-python=PYTHON
 
-DIR is a checkout of github.com/google-research/jaxpruner, PYTHON an interpreter with what it needs
-(jax, flax, optax, chex, ml_collections). All run on the same machine in turn; the ratio of the
-medians is what counts. Without --jaxpruner only our own times are shown.
+DIR is a checkout of github.com/google-research/jaxpruner, PYTHON an interpreter with the packages
+that it needs (jax, flax, optax, chex, ml_collections). All run on the same machine in turn.
+Compare the ratio of the medians. Without --jaxpruner the benchmark times dnw_jax alone.
 
-A step is forward, backward and SGD of the dense ResNet-50, with `sparsify(params, 0.9)` before the
-forward pass ("ours") or without ("dense"). A selection is of all masks at 90 %, compiled.
+A step is forward, backward and SGD of the dense ResNet-50, whose parameters are 25.6 million,
+with `sparsify(params, 0.9)` before the forward pass ("ours") or without it ("dense"). A selection
+computes all masks at 90 % in one compiled program.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -17,68 +19,81 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.benchmarks.alternate import alternate
-from experiments.benchmarks.report import (
-    Report,
-    count,
+from experiments.benchmarks.alternate import Timing, alternate
+from experiments.benchmarks.flags import (
     folder_with,
     interpreter,
-    timing_flags,
+    positive_integer,
+    timing_parser,
     versions,
 )
+from experiments.benchmarks.report import Report
 from experiments.benchmarks.roofline import Work
 from experiments.benchmarks.sparsify_worker import shapes_of_resnet50
 
-_WORKERS = Path(__file__).parent
+_PACKAGES = ("jax", "flax", "optax", "chex", "ml_collections")
+_WORKER = [sys.executable, "-m", f"{__package__}.sparsify_worker"]
+_LARGEST_SHARE = 0.25  # of a step, for the selection
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each comparison."""
-    parser = timing_flags(__doc__)
+    flags = _parse(argv)
+    others = {}
+    if flags.jaxpruner:
+        others["jaxpruner"] = versions(flags.jaxpruner_python, *_PACKAGES)
+    report = Report(flags.json, **others)
+
+    size = [str(flags.batch_size), str(flags.image_size)]
+    commands = {
+        "ours": [*_WORKER, "step", "sparsify", *size],
+        "dense": [*_WORKER, "step", "dense", *size],
+    }
+    steps = alternate(commands, flags.turns)
+    report.add(f"step, B={flags.batch_size}, {flags.image_size} px", steps)
+
+    shapes = shapes_of_resnet50()
+    selections = _time_selections(shapes, flags)
+    num_weights = sum(math.prod(shape) for shape in shapes.values())
+    work = Work(0, 5 * num_weights)  # reads each weight, writes a byte of its mask
+    share = selections["ours"].median / steps["ours"].median
+    verdict = "met" if share <= _LARGEST_SHARE else "MISSED"
+    share_of_a_step = f"{share:.1%} (at most {_LARGEST_SHARE:.0%}: {verdict})"
+    report.add("selection", selections, work, share_of_a_step=share_of_a_step)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = timing_parser(__doc__)
     is_checkout = folder_with("jaxpruner", "checkout of google-research/jaxpruner")
-    packages = ("jax", "flax", "optax", "chex", "ml_collections")
-    parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR", help="a peer")
+    parser.add_argument("--jaxpruner", type=is_checkout, metavar="DIR", help="its checkout")
     parser.add_argument(
         "--jaxpruner-python",
-        type=interpreter(*packages),
+        type=interpreter(*_PACKAGES),
         metavar="PYTHON",
-        help="that runs it",
+        help="interpreter for it",
     )
-    parser.add_argument("--batch-size", type=count, metavar="N", default=32, help="of a step")
-    parser.add_argument("--image-size", type=count, metavar="N", default=64, help="in pixels")
+    parser.add_argument(
+        "--batch-size", type=positive_integer, metavar="N", default=32, help="images per step"
+    )
+    parser.add_argument(
+        "--image-size", type=positive_integer, metavar="N", default=64, help="in pixels"
+    )
     flags = parser.parse_args(argv)
     if bool(flags.jaxpruner) != bool(flags.jaxpruner_python):
         parser.error("--jaxpruner and --jaxpruner-python belong together; give both or neither")
-    others = {}
-    if flags.jaxpruner:
-        others["jaxpruner"] = versions(flags.jaxpruner_python, *packages)
-    report = Report(flags.json, **others)
+    return flags
 
-    worker = [sys.executable, "-m", f"{__package__}.sparsify_worker"]
-    size = [str(flags.batch_size), str(flags.image_size)]
-    steps = {
-        "ours": [*worker, "step", "sparsify", *size],
-        "dense": [*worker, "step", "dense", *size],
-    }
-    title = f"step, B={flags.batch_size}, {flags.image_size} px"
-    timed_steps = alternate(steps, flags.turns)
-    report.add(title, timed_steps)
 
+def _time_selections(shapes: dict[str, list[int]], flags: argparse.Namespace) -> dict[str, Timing]:
     with tempfile.TemporaryDirectory() as folder:
-        shapes = Path(folder) / "shapes.json"
-        selections = {"ours": [*worker, "select", str(shapes)]}
+        file = Path(folder) / "shapes.json"
+        file.write_text(json.dumps(shapes))
+        commands = {"ours": [*_WORKER, "select", str(file)]}
         if flags.jaxpruner:
-            script = str(_WORKERS / "jaxpruner_worker.py")
-            peer = str(flags.jaxpruner)
-            selections["jaxpruner"] = [flags.jaxpruner_python, script, peer, str(shapes)]
-        every = shapes_of_resnet50()
-        shapes.write_text(json.dumps(every))
-        timings = alternate(selections, flags.turns)
-    # Each weight read, a byte of its mask written.
-    num_weights = sum(math.prod(shape) for shape in every.values())
-    share = timings["ours"].median / timed_steps["ours"].median
-    part = f"{share:.1%}, of 25% at most: {'met' if share <= 0.25 else 'MISSED'}"
-    report.add("selection", timings, Work(0, 5 * num_weights), part_of_a_step=part)
+            script = str(Path(__file__).with_name("jaxpruner_worker.py"))
+            arguments = [script, str(flags.jaxpruner), str(file)]
+            commands["jaxpruner"] = [flags.jaxpruner_python, *arguments]
+        return alternate(commands, flags.turns)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A worker: steps of ResNet-50 with and without `sparsify`, or its selection alone."""
+"""A worker: steps of ResNet-50 with or without `sparsify`, or the selection alone.
+
+Arguments: `step sparsify|dense BATCH_SIZE IMAGE_SIZE`, or `select FILE`, a JSON file of the
+parameters' shapes by path.
+"""
 
 import json
 import math
@@ -21,14 +25,14 @@ def _model() -> nnx.Module:
 
 
 def shapes_of_resnet50() -> dict[str, list[int]]:
-    """Of every parameter, by its path."""
+    """Returns the shape of every parameter, by its path."""
     params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_model(), nnx.Param)))
     flat = traverse_util.flatten_dict(params, sep="/")
     return {path: list(leaf.shape) for path, leaf in flat.items()}
 
 
 def steps(kind: str, batch_size: int, image_size: int) -> None:
-    """Serves training steps: forward, backward, SGD with momentum."""
+    """Serves training steps (forward, backward, SGD with momentum) until killed."""
     graphdef, params, rest = nnx.split(_model(), nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     sparsifier = dnw_jax.sparsify(params, 0.9)
@@ -53,7 +57,7 @@ def steps(kind: str, batch_size: int, image_size: int) -> None:
 
 
 def selection(shapes: dict[str, list[int]]) -> None:
-    """Serves the masks of all kernels."""
+    """Serves the selection of all masks until killed."""
     keys = jax.random.split(jax.random.key(0), len(shapes))
     params = {
         path: jax.random.normal(key, shape) / math.sqrt(math.prod(shape[:-1]))

@@ -1,13 +1,15 @@
-"""Training and evaluation steps of all models of the paper beside the published PyTorch code.
+"""Times training and evaluation steps of all models, and of the published PyTorch code.
 
     python -m experiments.benchmarks.train_step --reference=DIR --reference-python=PYTHON
 
 DIR is a checkout of github.com/allenai/dnw, PYTHON an interpreter with torch, torchdiffeq and
-pyyaml. Both run on the same machine in turn, on its GPU if it has one; the ratio of the medians is
-what counts. Without --reference only our own times are shown. `train` and `evaluate` are single
-steps; `run` is a training step as a run makes it: several in one program, or with photographs,
-which come one batch after the other, one (left out in continuous time, where steps of seconds are
-single ones, too). Ours has large memory pages where a run has them (`dnw_jax/large_pages.py`).
+pyyaml. Both codes run on the same machine in turn, on its GPU if it has one. Compare the ratio of
+the medians. Without --reference the benchmark times dnw_jax alone.
+
+Modes: `train` and `evaluate` time single steps. `run` times a training step as a run makes it:
+one program makes several steps, except on photographs, which arrive batch by batch. Continuous
+time has no `run` mode, because its steps take seconds and a run makes them one by one. dnw_jax
+uses large memory pages where a run uses them (`dnw_jax/platform/large_pages.py`).
 """
 
 import argparse
@@ -22,14 +24,14 @@ from ml_collections import ConfigDict
 
 from experiments.benchmarks.alternate import Timing, alternate
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.ours import our_config, our_state, random_batch
-from experiments.benchmarks.report import (
-    Report,
+from experiments.benchmarks.flags import (
     add_case_flags,
     add_reference_flags,
-    reference_of,
-    timing_flags,
+    reference_versions,
+    timing_parser,
 )
+from experiments.benchmarks.ours import our_config, our_state, random_batch
+from experiments.benchmarks.report import Report
 from experiments.benchmarks.roofline import Work
 
 MODES = ("train", "run", "evaluate")
@@ -37,19 +39,21 @@ MODES = ("train", "run", "evaluate")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row for each case and mode."""
-    parser = timing_flags(__doc__)
+    parser = timing_parser(__doc__)
     add_reference_flags(parser)
     add_case_flags(parser, *CASES)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of steps")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="which steps to time"
+    )
     flags = parser.parse_args(argv)
-    report = Report(flags.json, **reference_of(parser, flags))
+    report = Report(flags.json, **reference_versions(parser, flags))
     for name in flags.cases:
         batch_size = flags.batch_size or CASES[name].batch_size
         config = our_config(name, batch_size, flags.dtype)
         work = _work(name, config)
         for mode in flags.modes:
             if CASES[name].products and mode == "run":
-                continue  # its images are others, for which a solver takes other steps
+                continue  # it has other images, on which the solver takes other steps
             timings = _timed(name, mode, config, flags)
             report.add(
                 f"{name} {mode} B={batch_size} {flags.dtype}",
@@ -61,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _work(name: str, config: ConfigDict) -> dict[str, Work]:
+    """Returns the work of a step, by mode."""
     case = CASES[name]
     if case.products:
         num_nodes = config.model.num_nodes
@@ -82,13 +87,13 @@ def _timed(
     ours = [sys.executable, "-m", f"{__package__}.our_step", name, mode, size, config.dtype]
     if not flags.reference:
         return alternate({"ours": ours}, flags.turns)
-    script, checkout = Path(__file__).with_name("reference_step.py"), flags.reference
-    theirs = [flags.reference_python, str(script), str(checkout), name]
+    script = Path(__file__).with_name("reference_step.py")
+    reference = [flags.reference_python, str(script), str(flags.reference), name]
     with tempfile.TemporaryDirectory() as folder:
-        # The same weights and images for both: an adaptive solver takes as many steps as they need.
+        # Both start from the same weights and images, which decide the steps of an adaptive solver.
         start = str(Path(folder, "start.npz"))
-        subprocess.run([*theirs, start, size], check=True)
-        commands = {"ours": [*ours, start], "reference": [*theirs, mode, size]}
+        subprocess.run([*reference, start, size], check=True)
+        commands = {"ours": [*ours, start], "reference": [*reference, mode, size]}
         return alternate(commands, flags.turns)
 
 
