@@ -96,7 +96,9 @@ def saved_state(workdir: Path, step: int) -> TrainState:
 @functools.cache
 def _state_shapes(config_json: str) -> TrainState:
     config = from_json(config_json)
-    return jax.eval_shape(lambda: create_train_state(config, build_model(config), steps_per_epoch=1))
+    return jax.eval_shape(
+        lambda: create_train_state(config, build_model(config), steps_per_epoch=1)
+    )
 
 
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
