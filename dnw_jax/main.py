@@ -14,16 +14,23 @@ from dnw_jax.platform.large_pages import restart_with_large_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one mode; returns the exit code: 0 done, 2 a setting is wrong, 130 or 143 interrupted.
+    """Runs one mode of the command line.
+
+    Args:
+      argv: the words after the program's name; by default those of this process.
+
+    Returns:
+      The exit code: 0 if it succeeded; 2 if a setting, file or disk needs the user's attention; 130
+      after Ctrl-C and 143 after SIGTERM.
 
     Raises:
-      SystemExit: `--help` (0), or wrong flags (2).
+      SystemExit: after `--help` (0) or for wrong flags (2).
     """
     flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
     logging.set_verbosity(logging.ERROR)
     try:
         config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
-        # Late, because jax takes a second: help and wrong settings need none of it.
+        # Imported late: jax takes a second to import, and help and wrong settings do not need it.
         from dnw_jax.commands.evaluate import evaluate  # noqa: PLC0415
         from dnw_jax.commands.profile import print_profile  # noqa: PLC0415
         from dnw_jax.platform.compile_cache import enable_compilation_cache  # noqa: PLC0415
@@ -36,25 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluate(config, flags.workdir, flags.step)
         else:
             print_profile(config, flags.workdir, flags.step)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # such as a full disk
+    except (UserError, OSError) as error:  # an OSError is, for instance, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        saved = ("checkpoints/*/", "seed_*/checkpoints/*/")
-        goes_on = flags.mode == "train" and any(
-            any(Path(flags.workdir).glob(pattern)) for pattern in saved
-        )
-        print(
-            f"interrupted: the same command goes on from the last checkpoint in {flags.workdir}"
-            if goes_on
-            else "interrupted: there is nothing to go on from",
-            file=sys.stderr,
-        )
+        print(f"interrupted: {_how_to_resume(flags)}", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     return 0
+
+
+def _how_to_resume(flags: argparse.Namespace) -> str:
+    patterns = ("checkpoints/*/", "seed_*/checkpoints/*/")  # `run.workdir` would import jax
+    if flags.mode == "train" and any(any(Path(flags.workdir).glob(name)) for name in patterns):
+        return f"the same command resumes from the last checkpoint in {flags.workdir}"
+    return "the same command starts from the beginning"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -68,46 +70,50 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument(
         "--config",
         metavar="FILE[:KEY=VALUE,...]",
-        help="a file of configs/ with arguments for its get_config, for instance "
-        "configs/digits.py:wiring=static,edges=random (other modes than train: the "
-        "workdir's own configuration when left out)",
+        help="a file in configs/ with arguments for its get_config, for instance "
+        "configs/digits.py:wiring=static,edges=random (default, except for --mode=train: the "
+        "configuration in the workdir)",
     )
     parser.add_argument(
         "--workdir",
         required=True,
         metavar="FOLDER",
-        help="where checkpoints, metrics and pictures go; a run that is there is resumed",
+        help="where checkpoints, metrics and pictures go; training resumes a run that is there",
     )
     parser.add_argument(
         "--mode",
         choices=("train", "evaluate", "profile"),
         default="train",
-        help="profile: what the network of a checkpoint costs (default: %(default)s)",
+        help="train a network; evaluate a checkpoint on all test examples; or print the parameters "
+        "and multiply-adds of the network in a checkpoint (default: %(default)s)",
     )
     parser.add_argument(
         "--step",
         default="last",
-        help="of --mode=evaluate and profile: last, best or a number (default: %(default)s)",
+        help="the checkpoint for --mode=evaluate and profile: last, best (highest test accuracy) "
+        "or a number (default: %(default)s)",
     )
-    rest, overrides = [], []
+    other_words, overrides = [], []
     words = iter(argv)
     for word in words:
         if not word.startswith("--config."):
-            rest.append(word)
+            other_words.append(word)
             continue
         field, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
-                parser.error(f"{word} needs a value")
+                parser.error(f"{word} needs a value, for instance --config.seed=1")
         overrides.append((field, value))
-    flags = parser.parse_args(rest)
+    flags = parser.parse_args(other_words)
     if not flags.workdir:
         parser.error("--workdir is empty; name a folder, for instance --workdir=runs/digits")
     if not flags.config and flags.mode == "train":
         parser.error("--mode=train needs --config, for instance --config=configs/digits.py")
     if flags.mode == "train" and flags.step != "last":
-        parser.error("--step is of --mode=evaluate; training goes on from the last checkpoint")
+        parser.error(
+            "--step is for --mode=evaluate and profile; training resumes from the last checkpoint"
+        )
     return flags, overrides
 
 

@@ -1,6 +1,7 @@
 """Runs that a test can afford: 512 synthetic images of 8x8 pixels, a graph of 24 nodes."""
 
 import atexit
+import functools
 import json
 import os
 import subprocess
@@ -17,8 +18,8 @@ from dnw_jax.config import from_json, load_config
 from dnw_jax.main import main
 from dnw_jax.models import build_model
 from dnw_jax.run.checkpoint import Checkpoints
-from dnw_jax.run.workdir import checkpoint_tree
-from dnw_jax.train import create_train_state
+from dnw_jax.run.workdir import checkpoint_tree, restore
+from dnw_jax.train import TrainState, create_train_state
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -50,12 +51,12 @@ SMALL = {
 
 
 def small_config(**overrides: str) -> ConfigDict:
-    """The small config; `overrides` as fields with "__" for "."."""
+    """Returns the small config; `overrides` are fields with "__" instead of "."."""
     return load_config(DIGITS, SMALL | _fields(overrides))
 
 
 def arguments(workdir: Path, **overrides: str) -> list[str]:
-    """The command line of a small run."""
+    """Returns the command line of a small run."""
     fields = SMALL | _fields(overrides)
     return [
         f"--config={DIGITS}",
@@ -65,12 +66,12 @@ def arguments(workdir: Path, **overrides: str) -> list[str]:
 
 
 def run(workdir: Path, **overrides: str) -> None:
-    """A small run through `main`, which must succeed."""
+    """Runs a small run through `main`, which must succeed."""
     assert main(arguments(workdir, **overrides)) == 0
 
 
 def start(workdir: Path, **overrides: str) -> subprocess.Popen[str]:
-    """A small run in a process of its own."""
+    """Starts a small run in another process."""
     return subprocess.Popen(
         [sys.executable, "-m", "dnw_jax.main", *arguments(workdir, **overrides)],
         cwd=ROOT,
@@ -81,39 +82,50 @@ def start(workdir: Path, **overrides: str) -> subprocess.Popen[str]:
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
-    """The steps that have a checkpoint, ascending."""
+    """Returns the steps that have a checkpoint, ascending."""
     folders = (workdir / "checkpoints").glob("*")
     return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
 
+def saved_state(workdir: Path, step: int) -> TrainState:
+    """Returns the training state of a checkpoint."""
+    state = _state_shapes((workdir / "config.json").read_text())
+    return restore(state, Checkpoints(workdir / "checkpoints"), step)
+
+
+@functools.cache
+def _state_shapes(config_json: str) -> TrainState:
+    config = from_json(config_json)
+    return jax.eval_shape(
+        lambda: create_train_state(config, build_model(config), steps_per_epoch=1)
+    )
+
+
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, by name."""
-    config = from_json((workdir / "config.json").read_text())
-    state = create_train_state(config, build_model(config), steps_per_epoch=1)
-    like = checkpoint_tree(state)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(step, like))
+    """Returns every array of a checkpoint, by name."""
+    tree = checkpoint_tree(saved_state(workdir, step))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
-    """Both hold the same arrays, bit for bit."""
+    """Asserts that both hold the same arrays, bit for bit."""
     assert left.keys() == right.keys()
     different = [name for name in left if left[name].tobytes() != right[name].tobytes()]
     assert not different
 
 
 def rows(workdir: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, without the values that depend on the clock."""
-    every = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for row in every:
-        for of_the_clock in ("images_per_second", "input_wait"):
-            row.pop(of_the_clock, None)
-    return [row for row in every if split in (None, row["split"])]
+    """Returns the rows of `metrics.jsonl`, without the values that depend on the clock."""
+    all_rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in all_rows:
+        for timed in ("images_per_second", "input_wait"):
+            row.pop(timed, None)
+    return [row for row in all_rows if split in (None, row["split"])]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` with its bytes."""
+    """Returns every file below `folder` with its bytes."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in files}
 

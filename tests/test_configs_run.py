@@ -1,4 +1,4 @@
-"""Every configuration file, wiring and rule takes a step through `main`."""
+"""Every configuration file, wiring and rule makes a step through `main`."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def flags(fields: list[str]) -> list[str]:
 
 
 def check(workdir: Path, steps: int, num_test: int) -> None:
-    """The run in `workdir` took so many steps and left all its parts."""
+    """Asserts that the run in `workdir` made `steps` steps and wrote all its files."""
     assert [step for step in checkpoint_steps(workdir) if step > 0] == [steps]
     train, test = rows(workdir)
     assert train["step"] == test["step"] == steps
     assert (train["split"], test["split"]) == ("train", "test")
     assert np.isfinite([train["loss"], test["loss"]]).all()
     assert test["num_examples"] == num_test
-    # A picture of each graph, none of convolutions.
+    # Graphs have pictures, convolutions have none.
     layers = {name.partition("/")[2] for name in train if name.startswith("live_edges/")}
     graphs = {name for name in layers if "graph" in name or name == "head"}
     pictures = {path.stem.rpartition("_")[0] for path in (workdir / "wiring").glob("*.png")}
@@ -36,7 +36,7 @@ def check(workdir: Path, steps: int, num_test: int) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.stem != "digits"], ids=lambda p: p.stem)
-def test_every_file_on_synthetic_images(path: Path, tmp_path: Path) -> None:
+def test_every_config_file_on_synthetic_images(path: Path, tmp_path: Path) -> None:
     fields = ["dataset.name=synthetic", "num_steps=1", "batch_size=8"]
     if path.stem not in TINY:
         fields += ["model.width=0.0625", "dataset.image_size=16"]
@@ -44,14 +44,14 @@ def test_every_file_on_synthetic_images(path: Path, tmp_path: Path) -> None:
     check(tmp_path, 1, 200)
 
 
-def test_digits_on_its_images(tmp_path: Path) -> None:
+def test_digits_on_real_images(tmp_path: Path) -> None:
     config = ROOT / "configs" / "digits.py"
     assert main([f"--config={config}", f"--workdir={tmp_path}", *flags(["num_steps=2"])]) == 0
     check(tmp_path, 2, 360)
 
 
 @pytest.mark.skipif(not TFDS.is_dir(), reason="needs CIFAR-10 in ../shared/data/tfds")
-def test_cifar10_on_its_images(tmp_path: Path) -> None:
+def test_cifar10_on_real_images(tmp_path: Path) -> None:
     config = ROOT / "configs" / "cifar10_tiny.py"
     small = ["model.num_nodes=24", "model.num_inputs=4", "model.num_outputs=8", "model.depth=3"]
     fields = [f"dataset.data_dir={TFDS}", "num_steps=2", "batch_size=16", *small]
@@ -79,9 +79,10 @@ def test_every_wiring_and_rule(tmp_path: Path, wiring: str, edges: str) -> None:
     assert live == (576 if edges == "complete" else 288)
 
 
-@pytest.mark.parametrize("small", ["true", "false"])
-@pytest.mark.parametrize("edges", ["dnw", "random", "targeted_dropout"])
-def test_every_chain_of_graphs(tmp_path: Path, edges: str, small: str) -> None:
+@pytest.mark.parametrize(
+    ("edges", "small"), [("dnw", "true"), ("random", "false"), ("targeted_dropout", "true")]
+)
+def test_a_chain_of_graphs_with_every_kind_of_rule(tmp_path: Path, edges: str, small: str) -> None:
     config = ROOT / "configs" / "imagenet_mbv1.py"
     fields = ["dataset.name=synthetic", "dataset.image_size=16", "num_steps=2", "batch_size=8"]
     fields += ["model.width=0.0625", f"model.edges={edges}", f"model.small={small}"]

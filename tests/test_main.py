@@ -1,4 +1,4 @@
-"""The command line: wrong settings end in one short message, before anything is made."""
+"""The command line reports wrong settings in one short message, before it creates any file."""
 
 import subprocess
 import sys
@@ -11,10 +11,11 @@ from dnw_jax.main import main
 
 ROOT = Path(__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
+BEGINNING = "starts from the beginning"
 
 
-def refused(capsys: pytest.CaptureFixture[str], workdir: Path, *arguments: str) -> str:
-    """The message of a command that must end with exit code 2 and touch nothing."""
+def error_of(capsys: pytest.CaptureFixture[str], workdir: Path, *arguments: str) -> str:
+    """Returns the message of a command that must end with exit code 2 and create no file."""
     assert main([*arguments, f"--workdir={workdir}"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -29,10 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str], workdir: Path, *arguments: str) 
     ("override", "expected"),
     [
         ("model.wiring=dense", "'dense': must be one of static, discrete, continuous"),
-        (
-            "model.edges=dwn",
-            "'dwn': must be one of " + ", ".join(EDGES),
-        ),
+        ("model.edges=dwn", "'dwn': must be one of " + ", ".join(EDGES)),
         ("model.sparsity=1.5", "1.5: must be a number in [0, 1)"),
         ("model.sparsity=-0.5", "-0.5: must be a number in [0, 1)"),
         ("batch_size=0", "0: must be an integer >= 1"),
@@ -40,17 +38,17 @@ def refused(capsys: pytest.CaptureFixture[str], workdir: Path, *arguments: str) 
         ("model.sparsty=0.5", "'0.5': no such field; did you mean model.sparsity?"),
     ],
 )
-@pytest.mark.parametrize("joint", ["=", " "], ids=["equals", "space"])
-def test_bad_fields(
+@pytest.mark.parametrize("separator", ["=", " "], ids=["equals", "space"])
+def test_invalid_fields(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    joint: str,
+    separator: str,
     override: str,
     expected: str,
 ) -> None:
     field, _, text = override.partition("=")
-    words = f"--config.{field}{joint}{text}".split()
-    message = refused(capsys, tmp_path / "run", DIGITS, *words)
+    words = f"--config.{field}{separator}{text}".split()
+    message = error_of(capsys, tmp_path / "run", DIGITS, *words)
     assert message.splitlines()[1:] == [f"  {field} = {expected}"]
 
 
@@ -63,10 +61,10 @@ def test_bad_fields(
     ],
 )
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
-def test_bad_config(
+def test_invalid_config_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str, config: str, expected: str
 ) -> None:
-    assert expected in refused(capsys, tmp_path / "run", f"--mode={mode}", config)
+    assert expected in error_of(capsys, tmp_path / "run", f"--mode={mode}", config)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +78,7 @@ def test_bad_config(
         ([DIGITS, "--workdir=w", "seed=3"], "seed=3"),
         ([DIGITS, "--workdir=w", "--config.seed"], "--config.seed needs a value"),
         ([DIGITS, "--config.seed", "--workdir=w"], "--config.seed needs a value"),
-        ([DIGITS, "--workdir=w", "--step=best"], "--step is of --mode=evaluate"),
+        ([DIGITS, "--workdir=w", "--step=best"], "--step is for --mode=evaluate"),
     ],
 )
 def test_wrong_flags(
@@ -92,17 +90,17 @@ def test_wrong_flags(
     assert expected in capsys.readouterr().err
 
 
-def test_overrides_are_read_in_both_forms_and_in_order(
+def test_of_two_equal_overrides_the_last_one_counts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     overrides = ["--config.seed=-1", "--config.batch_size", "-7", "--config.seed=-2"]
-    message = refused(capsys, tmp_path / "run", *overrides, DIGITS)
+    message = error_of(capsys, tmp_path / "run", *overrides, DIGITS)
     assert "seed = -2" in message
     assert "batch_size = -7" in message
 
 
 @pytest.mark.parametrize("saved", [None, "checkpoints/8", "seed_3/checkpoints/8"])
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_reports_how_to_resume(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: str | None
 ) -> None:
     path, workdir = tmp_path / "interrupted.py", tmp_path / "run"
@@ -111,18 +109,18 @@ def test_an_interrupt_says_how_to_go_on(
         (workdir / saved).mkdir(parents=True)
     assert main([f"--config={path}", f"--workdir={workdir}"]) == 130
     error = capsys.readouterr().err
-    going_on = f"the same command goes on from the last checkpoint in {workdir}"
-    assert error == f"interrupted: {going_on if saved else 'there is nothing to go on from'}\n"
+    resumes = f"resumes from the last checkpoint in {workdir}"
+    assert error == f"interrupted: the same command {resumes if saved else BEGINNING}\n"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_process_ends_with_code_2_and_one_message(tmp_path: Path) -> None:
+def test_a_process_ends_with_code_2_and_one_message(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    ended = run(
+    ended = run_python(
         "-m", "dnw_jax.main", DIGITS, f"--workdir={workdir}", "--config.model.sparsity", "2"
     )
     assert ended.returncode == 2
@@ -132,14 +130,14 @@ def test_process_ends_with_code_2_and_one_message(tmp_path: Path) -> None:
 
 
 def test_help_shows_the_flags() -> None:
-    ended = run("-m", "dnw_jax.main", "--help")
+    ended = run_python("-m", "dnw_jax.main", "--help")
     assert ended.returncode == 0
     for flag in ("--config", "--workdir", "--mode", "--config.model.sparsity=0.9"):
         assert flag in ended.stdout
 
 
 def test_wrong_settings_are_found_without_loading_jax() -> None:
-    ended = run(
+    ended = run_python(
         "-c",
         "import sys; from dnw_jax.main import main; "
         f"code = main([{DIGITS!r}, '--workdir=w', '--config.seed=-1']); "

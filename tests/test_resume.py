@@ -164,7 +164,7 @@ def test_a_stopped_run_saves_what_it_learnt(
     assert stderr.splitlines() == [
         "",
         "saving after the steps under way, then stopping; Ctrl-C again stops at once",
-        f"interrupted: the same command goes on from the last checkpoint in {workdir}",
+        f"interrupted: the same command resumes from the last checkpoint in {workdir}",
     ]
     stopped = checkpoint_steps(workdir)[-1]
     assert stopped == rows(workdir)[-1]["step"] < 100

@@ -1,4 +1,4 @@
-"""Runs that start from another run's weights, and rules that change while a run goes on."""
+"""Runs that start from the weights of another run, and rules that change during a run."""
 
 import shutil
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_runs import arguments, arrays, checkpoint_steps, rows, run
+from test_saved_workdir import FIXTURE
 
 import dnw_jax
 from dnw_jax.main import main
 
 STEPS = {"num_steps": "6", "evaluate__every_steps": "2", "checkpoint__keep": "1"}
+WEIGHT = "['params']['graph']['edges']['weight']"
+AVERAGE = "['average']['graph']['edges']['weight']"
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -24,8 +27,8 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def edges(workdir: Path, step: int) -> np.ndarray:
-    return arrays(workdir, step)["['params']['graph']['edges']['weight']"]
+def edge_weights(workdir: Path, step: int) -> np.ndarray:
+    return arrays(workdir, step)[WEIGHT]
 
 
 def wiring(workdir: Path, step: int | str = "last") -> np.ndarray:
@@ -33,12 +36,12 @@ def wiring(workdir: Path, step: int | str = "last") -> np.ndarray:
     return np.asarray(dnw_jax.wiring(model)["graph"])
 
 
-def top(weights: np.ndarray, count: int) -> np.ndarray:
+def top_edges(weights: np.ndarray, count: int) -> np.ndarray:
     order = np.argsort(-np.abs(weights), axis=None, kind="stable")
     return np.isin(np.arange(weights.size), order[:count]).reshape(weights.shape)
 
 
-def test_a_complete_run_keeps_where_it_started(complete: Path) -> None:
+def test_a_complete_run_keeps_its_first_checkpoint(complete: Path) -> None:
     steps = checkpoint_steps(complete)
     assert steps[0] == 0
     assert steps[-1] == 6
@@ -47,44 +50,37 @@ def test_a_complete_run_keeps_where_it_started(complete: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["fine_tune", "lottery_ticket"])
 def test_the_edges_of_a_complete_graph(complete: Path, tmp_path: Path, rule: str) -> None:
-    """The trained graph's top edges throughout; its last weights, or its first, to begin with."""
-    fields = {"model__edges": rule, "init_from": str(complete)}
-    # No rate: the weights stay as they begin.
-    run(tmp_path / "still", **STEPS | fields | {"optimizer__learning_rate": "0"})
-    start = edges(complete, 6 if rule == "fine_tune" else 0)
-    np.testing.assert_array_equal(edges(tmp_path / "still", 6), start)
+    """The wiring is always the trained graph's top edges. A lottery ticket has first weights."""
+    fields = {"model__edges": rule, "init_from": str(complete), "checkpoint__keep": "3"}
+    # With learning rate 0 the weights stay as they are at the start.
+    frozen = {"num_steps": "1", "optimizer__learning_rate": "0"}
+    run(tmp_path / "frozen", **STEPS | fields | frozen)
+    initial = edge_weights(complete, 6 if rule == "fine_tune" else 0)
+    np.testing.assert_array_equal(edge_weights(tmp_path / "frozen", 1), initial)
 
-    run(tmp_path / "run", **STEPS | fields | {"checkpoint__keep": "3"})
-    expected = top(edges(complete, 6), 288)
+    workdir = tmp_path / "run"
+    run(workdir, **STEPS | fields)
+    expected = top_edges(edge_weights(complete, 6), 288)
     for step in (2, 4, 6):
-        np.testing.assert_array_equal(wiring(tmp_path / "run", step), expected)
-    live = [row["live_edges/graph"] for row in rows(tmp_path / "run", "train")]
-    assert live == [288] * 3
+        np.testing.assert_array_equal(wiring(workdir, step), expected)
+    assert [row["live_edges/graph"] for row in rows(workdir, "train")] == [288] * 3
     # Only real edges learn.
-    moved = edges(tmp_path / "run", 6) != start
-    assert moved[expected].all()
+    final = edge_weights(workdir, 6)
+    assert (final != initial)[expected].all()
+
+    # A resumed run continues with its weights: it does not read `init_from` a second time.
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    run(workdir, **STEPS | fields)
+    np.testing.assert_array_equal(edge_weights(workdir, 6), final)
 
 
-def test_any_run_can_start_from_another(complete: Path, tmp_path: Path) -> None:
+def test_any_run_can_start_from_another_one(complete: Path, tmp_path: Path) -> None:
+    """Its parameters and their average start from the weights of the checkpoint."""
     fields = {"init_from": f"{complete}/checkpoints/0", "optimizer__learning_rate": "0"}
-    run(tmp_path, num_steps="1", **fields)
-    np.testing.assert_array_equal(edges(tmp_path, 1), edges(complete, 0))
-
-
-def test_the_average_starts_there_too(complete: Path, tmp_path: Path) -> None:
-    fields = {"init_from": str(complete), "optimizer__learning_rate": "0", "ema__decay": "0.9"}
-    run(tmp_path, num_steps="1", **fields)
-    averaged = arrays(tmp_path, 1)["['average']['graph']['edges']['weight']"]
-    np.testing.assert_allclose(averaged, edges(complete, 6), rtol=1e-6)
-
-
-def test_a_second_start_goes_on_with_its_own_weights(complete: Path, tmp_path: Path) -> None:
-    fields = {"model__edges": "fine_tune", "init_from": str(complete)}
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(whole, **STEPS | fields)
-    run(stopped, **STEPS | fields | {"num_steps": "4"})
-    run(stopped, **STEPS | fields)
-    np.testing.assert_array_equal(edges(stopped, 6), edges(whole, 6))
+    run(tmp_path, num_steps="1", ema__decay="0.9", **fields)
+    np.testing.assert_array_equal(edge_weights(tmp_path, 1), edge_weights(complete, 0))
+    average = arrays(tmp_path, 1)[AVERAGE]
+    np.testing.assert_allclose(average, edge_weights(complete, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -98,64 +94,70 @@ def test_a_second_start_goes_on_with_its_own_weights(complete: Path, tmp_path: P
         ),
         ({"init_from": "COMPLETE/checkpoints/5"}, "no checkpoint of step 5"),
         (
-            {"init_from": "OTHER", "model__edges": "lottery_ticket"},
-            "a run with model.edges=dnw; lottery_ticket starts from a trained complete graph",
+            {"init_from": str(FIXTURE), "model__edges": "lottery_ticket"},
+            "a run with model.edges=random; lottery_ticket starts from a trained complete graph",
         ),
     ],
 )
-def test_what_cannot_be_started_from(
+def test_an_invalid_init_from_is_refused(
     capsys: pytest.CaptureFixture[str],
     complete: Path,
     tmp_path: Path,
     fields: dict[str, str],
     expected: str,
 ) -> None:
-    if fields.get("init_from") == "OTHER":
-        run(tmp_path / "OTHER", num_steps="1")
-        fields = fields | {"init_from": str(tmp_path / "OTHER")}
     fields = {name: text.replace("COMPLETE", str(complete)) for name, text in fields.items()}
     assert main(arguments(tmp_path / "run", **fields)) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-# Rules that change or draw while a run goes on.
+# Rules that change or draw random numbers during a run.
 
 
 def test_annealing(tmp_path: Path) -> None:
     """From all 576 edges to 288 over the first half of the run, and the penalty shrinks them."""
     fields = {"num_steps": "8", "evaluate__every_steps": "1", "model__edges": "l1_anneal"}
     run(tmp_path / "weak", model__l1="0", **fields)
-    live = [row["live_edges/graph"] for row in rows(tmp_path / "weak", "train")]
-    assert live == [504, 432, 360, 288, 288, 288, 288, 288]
+    live_edges = [row["live_edges/graph"] for row in rows(tmp_path / "weak", "train")]
+    assert live_edges == [504, 432, 360, 288, 288, 288, 288, 288]
     run(tmp_path / "strong", model__l1="0.01", **fields)
-    weak, strong = (np.abs(edges(tmp_path / name, 8)).sum() for name in ("weak", "strong"))
+    weak, strong = (np.abs(edge_weights(tmp_path / name, 8)).sum() for name in ("weak", "strong"))
     assert strong < 0.95 * weak
 
 
-@pytest.mark.parametrize("rule", ["targeted_dropout", "targeted_dropout_per_node", "l1_anneal"])
-@pytest.mark.parametrize("accumulate_steps", ["1", "2"])
-def test_a_stop_changes_nothing(tmp_path: Path, rule: str, accumulate_steps: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "accumulate_steps"),
+    [
+        ("targeted_dropout", "1"),
+        ("targeted_dropout", "2"),
+        ("targeted_dropout_per_node", "1"),
+        ("l1_anneal", "1"),
+        ("l1_anneal", "2"),
+    ],
+)
+def test_resuming_changes_no_weight(tmp_path: Path, rule: str, accumulate_steps: str) -> None:
     fields = {"model__edges": rule, "accumulate_steps": accumulate_steps}
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(whole, num_steps="5", **fields, checkpoint__every_steps="3")
-    run(stopped, num_steps="5", **fields, checkpoint__every_steps="3")
-    shutil.rmtree(stopped / "checkpoints" / "5")
-    run(stopped, num_steps="5", **fields, checkpoint__every_steps="3")
-    np.testing.assert_array_equal(edges(stopped, 5), edges(whole, 5))
-    expected = 24 * 12 if rule == "targeted_dropout_per_node" else 288
-    assert wiring(stopped).sum() == expected
+    fields |= {"num_steps": "5", "checkpoint__every_steps": "3"}
+    run(tmp_path, **fields)
+    final = edge_weights(tmp_path, 5)
+    assert wiring(tmp_path).sum() == (24 * 12 if rule == "targeted_dropout_per_node" else 288)
+    shutil.rmtree(tmp_path / "checkpoints" / "5")
+    run(tmp_path, **fields)
+    np.testing.assert_array_equal(edge_weights(tmp_path, 5), final)
 
 
 def test_the_average_of_the_parameters(tmp_path: Path) -> None:
-    """It is what is evaluated and loaded; training goes on with the parameters themselves."""
+    """Evaluation and loading use the average; training continues with the parameters."""
     run(tmp_path / "plain", **STEPS)
     run(tmp_path / "averaged", ema__decay="0.5", **STEPS)
-    ours = arrays(tmp_path / "averaged", 6)
-    np.testing.assert_array_equal(edges(tmp_path / "averaged", 6), edges(tmp_path / "plain", 6))
-    averaged = ours["['average']['graph']['edges']['weight']"]
-    assert np.abs(averaged - edges(tmp_path / "plain", 6)).max() > 1e-4
+    averaged = arrays(tmp_path / "averaged", 6)
+    plain_weights = edge_weights(tmp_path / "plain", 6)
+    np.testing.assert_array_equal(averaged[WEIGHT], plain_weights)
+    assert np.abs(averaged[AVERAGE] - plain_weights).max() > 1e-4
     model, _ = dnw_jax.load(tmp_path / "averaged")
-    np.testing.assert_array_equal(np.asarray(model.graph.edges.weight[...]), averaged)
-    plain, test = (rows(tmp_path / name, "test")[-1]["loss"] for name in ("plain", "averaged"))
-    assert plain != test
+    np.testing.assert_array_equal(np.asarray(model.graph.edges.weight[...]), averaged[AVERAGE])
+    plain_loss, averaged_loss = (
+        rows(tmp_path / name, "test")[-1]["loss"] for name in ("plain", "averaged")
+    )
+    assert plain_loss != averaged_loss

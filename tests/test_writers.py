@@ -1,4 +1,4 @@
-"""What a run writes: rows, TensorBoard files, pictures; and what a restart drops."""
+"""A run writes rows, TensorBoard events and pictures; resuming deletes those of later steps."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
 def write(workdir: Path, start: int, *steps: int) -> None:
-    """One session from step `start` on: a row of each kind and a picture at each of `steps`."""
+    """Starts at step `start` and writes two rows and a picture at each of `steps`."""
     with Writer(workdir, start) as writer:
         for step in steps:
             writer.scalars(step, step / 16, "train", {"loss": 1 / step, "accuracy": 0.5})
@@ -28,7 +28,10 @@ def write(workdir: Path, start: int, *steps: int) -> None:
 
 
 def events(workdir: Path) -> Iterator[Event]:
-    """All events of all sessions, in order. A record: length, its CRC, bytes, their CRC."""
+    """Yields all events of all files in order.
+
+    A record of the file format holds a length, the CRC of the length, the event, and its CRC.
+    """
     for path in sorted((workdir / "tensorboard").glob("events.out.tfevents.*")):
         data = path.read_bytes()
         while data:
@@ -37,14 +40,14 @@ def events(workdir: Path) -> Iterator[Event]:
             data = data[16 + length :]
 
 
-def test_rows(tmp_path: Path) -> None:
+def test_the_fields_of_a_row(tmp_path: Path) -> None:
     write(tmp_path, 0, 4)
     train, test = rows(tmp_path)
     assert train == {"step": 4, "epoch": 0.25, "split": "train", "loss": 0.25, "accuracy": 0.5}
     assert test == {"step": 4, "epoch": 0.25, "split": "test", "loss": 0.5}
 
 
-def test_what_is_written_is_on_disk_at_once(tmp_path: Path) -> None:
+def test_rows_and_events_are_on_disk_at_once(tmp_path: Path) -> None:
     with Writer(tmp_path, 0) as writer:
         writer.scalars(1, 0.5, "train", {"loss": 1.0})
         assert rows(tmp_path) == [{"step": 1, "epoch": 0.5, "split": "train", "loss": 1.0}]
@@ -52,7 +55,7 @@ def test_what_is_written_is_on_disk_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 9])
-def test_rows_beyond_the_start_are_dropped(tmp_path: Path, start: int) -> None:
+def test_rows_after_the_start_are_deleted(tmp_path: Path, start: int) -> None:
     write(tmp_path, 0, 1, 2, 4)
     write(tmp_path, start, 10)
     kept = [step for step in (1, 2, 4) if step <= start]
@@ -62,7 +65,7 @@ def test_rows_beyond_the_start_are_dropped(tmp_path: Path, start: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 10, 40])
-def test_half_a_line_is_dropped(tmp_path: Path, length: int) -> None:
+def test_an_incomplete_row_is_deleted(tmp_path: Path, length: int) -> None:
     write(tmp_path, 0, 1, 2)
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text()
@@ -73,7 +76,7 @@ def test_half_a_line_is_dropped(tmp_path: Path, length: int) -> None:
     assert path.read_text() == whole
 
 
-def test_a_row_that_lacks_only_its_end_of_line_is_kept(tmp_path: Path) -> None:
+def test_a_row_without_its_line_break_is_kept(tmp_path: Path) -> None:
     write(tmp_path, 0, 1, 2)
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text()
@@ -85,8 +88,8 @@ def test_a_row_that_lacks_only_its_end_of_line_is_kept(tmp_path: Path) -> None:
 
 def test_tensorboard_holds_every_value_and_picture(tmp_path: Path) -> None:
     write(tmp_path, 0, 1, 2)
-    found = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
-    scalars = {(step, v.tag): v.simple_value for step, v in found if v.HasField("simple_value")}
+    values = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
+    scalars = {(step, v.tag): v.simple_value for step, v in values if v.HasField("simple_value")}
     assert scalars == {
         (1, "train/loss"): 1.0,
         (1, "train/accuracy"): 0.5,
@@ -95,7 +98,7 @@ def test_tensorboard_holds_every_value_and_picture(tmp_path: Path) -> None:
         (2, "train/accuracy"): 0.5,
         (2, "test/loss"): 1.0,
     }
-    pictures = [(step, v.tag, v.image) for step, v in found if v.HasField("image")]
+    pictures = [(step, v.tag, v.image) for step, v in values if v.HasField("image")]
     assert [(step, tag) for step, tag, _ in pictures] == [(1, "wiring/graph"), (2, "wiring/graph")]
     image = pictures[0][2]
     assert (image.height, image.width) == PICTURE.shape[:2]
@@ -103,14 +106,14 @@ def test_tensorboard_holds_every_value_and_picture(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Image.open(tmp_path / "from_tensorboard.png"), PICTURE)
 
 
-def test_a_restart_tells_tensorboard_what_to_forget(tmp_path: Path) -> None:
+def test_a_resumed_run_purges_later_tensorboard_events(tmp_path: Path) -> None:
     write(tmp_path, 0, 1, 2, 3)
     write(tmp_path, 2, 3)
     starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
     assert starts == [1, 3]
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_pictures_are_png_files(tmp_path: Path) -> None:
     write(tmp_path, 0, 7, 123)
     paths = sorted((tmp_path / "wiring").iterdir())
     assert [path.name for path in paths] == ["graph_00000007.png", "graph_00000123.png"]
@@ -136,7 +139,7 @@ def test_edge_churn(
     assert float(share) == replaced
 
 
-def test_without_a_terminal_lines_stand_for_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_lines_replace_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(10, 3, 32) as bar:
         bar.advance(2, "moving")
         bar.log("a log line")

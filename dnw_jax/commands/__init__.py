@@ -1,1 +1,1 @@
-"""The modes of the command line that join a workdir with something else, one file each."""
+"""One file per mode of the command line that works on a workdir: evaluate, profile."""

@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 from dnw_jax.config import validate
 from dnw_jax.platform import devices
-from dnw_jax.run import workdir as layout
+from dnw_jax.run.workdir import config_changes, load_model, write_evaluation
+from dnw_jax.step.state import evaluation_state
 from dnw_jax.train import seeds
 from dnw_jax.train.evaluate import evaluate_all
 from dnw_jax.train.feed import open_feed
@@ -14,39 +15,45 @@ from dnw_jax.train.report import format_metrics, print_changes, seed_in
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
-    """Evaluates a checkpoint of `workdir` on every test example; prints and notes the result.
-
-    Of several seeds each, and then their means and standard deviations.
+    """Evaluates a checkpoint of `workdir` on every test example; prints and writes the result.
 
     Args:
-      config: of the same model; it may name other data or another batch size than the run's own.
-      workdir: of the run.
-      step: as in `dnw_jax.load`.
+      config: of the same model. The data and the batch size may differ from those of the run.
+      workdir: of the run. If it has several seeds, each of them is evaluated.
+      step: as for `dnw_jax.load`.
+
+    Returns:
+      The averages, as in `evaluation.json`: `loss`, `accuracy`, `accuracy_top5`. For several seeds
+      their means, their standard deviations (`loss_std`) and the values of each seed.
 
     Raises:
-      UserError: as `dnw_jax.load`, and if the data are missing or `config` is of another model.
+      UserError: as `dnw_jax.load`; the data are missing; or `config` describes another model.
     """
     validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
-    changed = layout.config_changes(workdir, config)
-    print_changes("not as trained (trained != now)", changed)
+    changes = config_changes(workdir, config)
+    print_changes("not as trained (trained != now)", changes)
     feed = open_feed(config, mesh, train=False)
-    own, recipes = seeds.seed_workdirs(config, workdir), seeds.seed_configs(config)
-    pairs = zip(own, recipes, strict=True)
-    states = [layout.load_state(place, step, each)[0] for place, each in pairs]
+    workdirs = seeds.seed_workdirs(config, workdir)
+    trained = [
+        load_model(seed_workdir, step, seed_config)
+        for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True)
+    ]
+    states = [evaluation_state(model) for model, _, _ in trained]
     state = devices.replicate(seeds.stack_seeds(states), mesh)
     results = evaluate_all(state, feed, config.batch_size, mesh)
-    steps, count = [int(each.step) for each in states], results[0]["num_examples"]
-    for place, values, at in zip(own, results, steps, strict=True):
+    steps, num_examples = [seed.step for seed in trained], results[0]["num_examples"]
+    for seed_workdir, averages, number in zip(workdirs, results, steps, strict=True):
         print(
-            f"{seed_in(own, place)}step {at}: test {format_metrics(values)} over {count} examples"
+            f"{seed_in(workdirs, seed_workdir)}step {number}: test {format_metrics(averages)} "
+            f"over {num_examples} examples"
         )
-        layout.write_evaluation(place, {**values, "step": at, "changed": changed})
-    if len(own) == 1:
+        write_evaluation(seed_workdir, {**averages, "step": number, "changed": changes})
+    if len(workdirs) == 1:
         return results[0]
-    means = seeds.means_and_deviations(results, [place.name for place in own])
+    means = seeds.means_and_deviations(results, [folder.name for folder in workdirs])
     print(f"mean and standard deviation: test {format_metrics(means)}")
-    step_of_all = steps[0] if len(set(steps)) == 1 else steps
-    more = {"num_examples": count, "step": step_of_all, "changed": changed}
-    layout.write_evaluation(workdir, {**means, **more})
+    common_step = steps[0] if len(set(steps)) == 1 else steps
+    details = {"num_examples": num_examples, "step": common_step, "changed": changes}
+    write_evaluation(workdir, {**means, **details})
     return means

@@ -1,25 +1,34 @@
-"""`--mode=profile`: what the network of a checkpoint costs."""
+"""`--mode=profile`: parameters and multiply-adds of the network in a checkpoint."""
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from dnw_jax.config import validate
-from dnw_jax.run import workdir as layout
+from dnw_jax.run.workdir import config_changes, load_model
 from dnw_jax.train import seeds
 from dnw_jax.train.report import profiles, seed_in
 
 
 def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
-    """Prints what the network of a checkpoint costs; arguments and errors as those of `evaluate`.
+    """Prints parameters and multiply-adds of the network in a checkpoint of `workdir`.
 
-    MobileNetV1-like chains also as the published code counts them. Of several seeds each network.
+    MobileNetV1-like chains are also counted as the published code counts them.
+
+    Args:
+      config: of the same model.
+      workdir: of the run. If it has several seeds, the network of each of them is printed.
+      step: as for `dnw_jax.load`.
+
+    Raises:
+      UserError: as `dnw_jax.load`; or `config` describes another model.
     """
     validate(config)
-    workdir = Path(workdir)
-    layout.config_changes(workdir, config)
-    own, size = seeds.seed_workdirs(config, workdir), config.dataset.image_size
-    for place, recipe in zip(own, seeds.seed_configs(config), strict=True):
-        state, _ = layout.load_state(place, step, recipe)
-        print(f"{seed_in(own, place)}step {int(state.step)}, one image of {size} pixels a side:")
-        print("\n".join(profiles(state.model(), recipe)))
+    workdir, size = Path(workdir), config.dataset.image_size
+    config_changes(workdir, config)
+    workdirs = seeds.seed_workdirs(config, workdir)
+    for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True):
+        trained = load_model(seed_workdir, step, seed_config)
+        prefix = seed_in(workdirs, seed_workdir)
+        print(f"{prefix}step {trained.step}, one image of {size} pixels a side:")
+        print("\n".join(profiles(trained.model, seed_config)))

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its workdir, checkpoints, metrics and pictures."""
+"""Reads and writes the files of a run: its workdir, checkpoints, metrics and pictures."""

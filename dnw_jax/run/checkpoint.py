@@ -1,9 +1,12 @@
-"""Numbered checkpoints of a run, with Orbax: written in the background, checked when read.
+"""Numbered checkpoints of a run. Orbax writes them in the background; each read verifies them.
 
-The only file that imports orbax, and of its v1 API only the free functions. `training.Checkpointer`
-(0.12.8) would create the folder when it is only read, forget a save asked for during another one,
-list a step before it is on disk, fail to open beside one damaged step, and delete old steps in
-place: a kill in the middle of that leaves half a checkpoint that looks whole.
+This is the only file that imports orbax. It uses the free functions of Orbax's v1 API and not
+`training.Checkpointer`, which (0.12.8) creates the folder even if it only reads, drops a save that
+is requested during another save, lists a step before it is on disk, cannot be opened if one step is
+damaged, and deletes old steps in place, so a kill can leave half a checkpoint that looks whole.
+
+Orbax loads a flipped byte without an error, and reports truncated files and wrong shapes with
+misleading messages. Therefore each checkpoint carries a manifest with the SHA-256 of every array.
 """
 
 import contextlib
@@ -24,35 +27,44 @@ from orbax.checkpoint import v1 as ocp
 
 from dnw_jax.errors import UserError
 
-# Orbax's mark of a folder that is not (or no longer) a checkpoint.
+# Orbax gives this suffix to a folder that is not yet a checkpoint; a deletion adds it again.
 _TEMPORARY = ".orbax-checkpoint-tmp"
-# What becomes of the reads that Orbax abandons when one of them fails.
-_ABANDONED = re.compile(r"Event loop is closed|coroutine '.*Handler\..*' was never awaited")
+# When one read fails, Orbax abandons the other reads, and Python complains about them like this.
+_ABANDONED_READ = re.compile(r"Event loop is closed|coroutine '.*Handler\..*' was never awaited")
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     text = record.pathname + record.getMessage()
     return "/orbax/" not in text and "tensorstore" not in text
 
 
-# Orbax logs each of its steps, and what it raises with traces and whole files; asyncio logs the
-# tasks that it leaves behind. We raise the same in one line. Other log records are left alone.
+# Orbax logs every operation, and every error with its stack trace and the content of files; asyncio
+# logs the tasks that Orbax abandons. `Checkpoints` raises the same errors in one line. Records of
+# other libraries pass.
 for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_not_of_orbax)
+    logging.getLogger(_name).addFilter(_is_not_from_orbax)
 
 
 class Checkpoints:
-    """The numbered checkpoints of one folder: the last `keep`, the best, and that of step 0.
+    """The numbered checkpoints in one folder. A context manager: its end waits for the last save.
 
-    A context manager. Whoever saves step 0 wants to keep where the run started from.
+    It keeps the last `keep` checkpoints, the best one, and that of step 0 if it was saved. Only
+    `save` creates, changes or deletes anything on disk.
 
-    A checkpoint is a folder named by its step and appears in one piece: a save that is interrupted
-    leaves none. It holds the tree's leaves by name (`params/stem/kernel`) and a manifest with the
-    dtype, shape and SHA-256 of each. Only saving creates or changes anything on disk.
+    A checkpoint is a folder named after its step. It appears in one piece, so an interrupted save
+    leaves none. It holds the leaves of a tree by name (`params/stem/kernel`), and a manifest with
+    the dtype, shape and SHA-256 of each leaf.
 
-    Trees are any nesting of dicts, lists, tuples and other JAX containers; leaves are JAX or NumPy
-    arrays of numbers or bools, or Python or NumPy scalars (kept as 0-d arrays). PRNG keys go in as
-    `jax.random.key_data`. At least one leaf must hold data.
+    Trees are any nesting of dicts, lists, tuples and other JAX containers. Leaves are JAX or NumPy
+    arrays of numbers or bools, or Python or NumPy scalars, which become 0-d arrays. Save PRNG keys
+    as `jax.random.key_data`. At least one leaf must have elements.
+
+    Args:
+      directory: the folder; the first save creates it.
+      keep: how many of the last checkpoints are kept, at least 1.
+
+    Raises:
+      UserError: `keep` is less than 1.
     """
 
     def __init__(self, directory: Path, keep: int = 3) -> None:
@@ -60,32 +72,32 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep is {keep}; at least 1 checkpoint must be kept.")
         self._directory = Path(directory).absolute()
         self._keep = keep
-        self._saving: tuple[int, Any] | None = None
+        self._pending_save: tuple[int, Any] | None = None
         self._accuracies: dict[int, float | None] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.wait()
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending; a save under way is waited for."""
+        """The steps that have a checkpoint, ascending. Waits for a pending save."""
         self.wait()
         folders = self._directory.glob("*/") if self._directory.is_dir() else ()
         return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
     @property
     def latest(self) -> int | None:
-        """The highest step that has a checkpoint."""
+        """The highest step that has a checkpoint, or None."""
         return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
-        """The step of highest accuracy, among equals the later; None if none has an accuracy.
+        """The step of the highest accuracy (the later step of equal ones), or None.
 
-        A damaged checkpoint is passed over.
+        It ignores checkpoints that are damaged or were saved without an accuracy.
         """
         scored = []
         for step in self.steps:
@@ -95,71 +107,84 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def accuracy(self, step: int) -> float | None:
-        """The accuracy that `step` was saved with. Raises UserError as `restore` does."""
+        """Returns the accuracy that `step` was saved with. Raises UserError as `restore` does."""
         if step not in self._accuracies:
             self._accuracies[step] = self._manifest(step)["accuracy"]
         return self._accuracies[step]
 
     def save(self, step: int, tree: Any, accuracy: float | None = None) -> None:
-        """Begins to save `tree`; when this returns, its arrays may be overwritten or donated.
+        """Starts to save `tree`. Afterwards its arrays may be overwritten or donated.
 
-        Waits for an earlier save first. A step that already has a checkpoint is left as it is.
-        Raises UserError if this or the earlier save cannot be written, as on a full disk.
+        It first waits for an earlier save. A step that already has a checkpoint is left as it is.
+
+        Raises:
+          UserError: this or the earlier save cannot be written, for instance on a full disk.
+          TypeError: a leaf is neither a number nor an array of numbers or bools.
         """
         if step in self.steps:
             return
         accuracy = None if accuracy is None else float(accuracy)
         leaves = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree).items()}
-        entries = {n: {"type": _type(x), "sha256": _digest(x)} for n, x in leaves.items()}
+        entries = {
+            name: {"type": _type(leaf), "sha256": _digest(leaf)} for name, leaf in leaves.items()
+        }
         manifest = {"accuracy": accuracy, "leaves": entries}
-        # If a folder could not be made in the background, Orbax would wait 5 minutes for it.
-        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        with self._writing(step), ocp.Context(async_options=options):
+        context = ocp.Context()
+        # If a folder could not be created in the background, Orbax would wait 5 minutes for it.
+        context.asynchronous.create_directories_asynchronously = False
+        with self._writing(step), context:
             response = ocp.save_async(
                 self._folder(step),
-                # Arrays without elements, which Orbax refuses, live in the manifest alone. NumPy
-                # arrays are copied before this returns.
+                # Orbax refuses arrays without elements; the manifest alone holds those. Orbax
+                # copies NumPy arrays before `save_async` returns.
                 {name: leaf for name, leaf in leaves.items() if leaf.size},
                 custom_metadata={"manifest": manifest, "sha256": _digest_of_manifest(manifest)},
             )
-        self._saving = step, response
+        self._pending_save = step, response
         self._accuracies[step] = accuracy
 
     def wait(self) -> None:
-        """Waits until the save under way is on disk; then deletes what need not be kept."""
-        if self._saving is None:
+        """Waits until the pending save is on disk, then deletes the checkpoints not to be kept."""
+        if self._pending_save is None:
             return
-        step, response = self._saving
+        step, response = self._pending_save
         with self._writing(step):
             response.result()  # also ends Orbax's thread
-        self._saving = None
+        self._pending_save = None
         if jax.process_index() == 0:
             self._delete_old()
 
-    def close(self) -> None:
-        """Waits for the save under way."""
-        self.wait()
+    def restore(self, step: int, like: Any, *, whole: bool = True) -> Any:
+        """Returns the tree saved at `step`, in the containers of `like`.
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The tree saved at `step`, in the containers of `like`.
+        Args:
+          step: one of `steps`.
+          like: gives the expected shape and dtype of every leaf. Where it has a `jax.Array` or
+            `jax.ShapeDtypeStruct`, the result has a `jax.Array` (with the same sharding, if any),
+            elsewhere a NumPy array.
+          whole: if False, `like` is a dict, and only the top-level entries that it names are read
+            and verified; the checkpoint may hold others.
 
-        `like` gives the expected shape and dtype of every leaf: a `jax.Array` or
-        `jax.ShapeDtypeStruct` is answered by a `jax.Array` (placed by its sharding, if it has one),
-        anything else by a NumPy array. Raises UserError if there is no such checkpoint, if it is
-        damaged, or if it does not fit `like` (then listing every leaf that differs).
+        Raises:
+          UserError: the checkpoint does not exist, is damaged, or does not fit `like`; then the
+            message lists every leaf that differs.
         """
         saved, expected = self._manifest(step)["leaves"], _named_leaves(like)
+        if not whole:
+            saved = {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in like}
         self._check_fit(step, saved, expected)
         abstract = {name: _abstract(leaf) for name, leaf in expected.items() if np.size(leaf)}
-        with self._reading(step):
-            found = ocp.load(self._folder(step), abstract)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = not whole
+        with self._reading(step), context:
+            arrays = ocp.load(self._folder(step), abstract)
         for name, leaf in expected.items():
-            array = found[name] if name in abstract else np.empty(leaf.shape, leaf.dtype)
+            array = arrays[name] if name in abstract else np.empty(leaf.shape, leaf.dtype)
             digests = {_digest(array), saved[name]["sha256"]} - {None}
             if len(digests) > 1:
                 raise self._damaged(step, f"the SHA-256 of {name} is not what was saved")
-            found[name] = _place(array, leaf)
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in expected])
+            arrays[name] = _place(array, leaf)
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
     def _folder(self, step: int) -> Path:
         return self._directory / str(step)
@@ -167,7 +192,7 @@ class Checkpoints:
     def _manifest(self, step: int) -> dict[str, Any]:
         if step not in (steps := self.steps):
             raise UserError(
-                f"{self._directory}: there is no checkpoint of step {step}; "
+                f"{self._directory} holds no checkpoint of step {step}; "
                 f"there are: {', '.join(map(str, steps)) or 'none'}."
             )
         with self._reading(step):
@@ -199,41 +224,43 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._saving = None
+            self._pending_save = None
             raise UserError(
                 f"{self._folder(step)}: this checkpoint could not be written ({_reason(error)}). "
-                f"Make room there or choose another workdir; {self._what_is_left(step)}."
+                f"Make room there or choose another workdir; {self._resume_point(step)}."
             ) from error
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        # When one read fails, Orbax abandons the others, and each would print a trace of its own.
+        # If one read fails, each read that Orbax abandons would print a stack trace.
         hook = sys.unraisablehook
-        sys.unraisablehook = lambda u: None if _ABANDONED.search(str(u.exc_value)) else hook(u)
+        sys.unraisablehook = lambda event: (
+            None if _ABANDONED_READ.search(str(event.exc_value)) else hook(event)
+        )
         try:
             yield
-        except Exception as error:  # leaves the hook: the other reads are still under way
-            warnings.filterwarnings("ignore", _ABANDONED.pattern, RuntimeWarning)
+        except Exception as error:  # the hook stays: Orbax abandons the other reads later
+            warnings.filterwarnings("ignore", _ABANDONED_READ.pattern, RuntimeWarning)
             raise self._damaged(step, _reason(error)) from error
         sys.unraisablehook = hook
 
     def _damaged(self, step: int, reason: str) -> UserError:
         return UserError(
             f"{self._folder(step)}: this checkpoint is damaged ({reason}). Delete that folder; "
-            f"{self._what_is_left(step)}."
+            f"{self._resume_point(step)}."
         )
 
-    def _what_is_left(self, without: int) -> str:
+    def _resume_point(self, without: int) -> str:
         steps = [step for step in self.steps if step != without]
         if not steps:
-            return "there is no other, so training then starts anew"
+            return "there is no other checkpoint, so training then starts from step 0"
         return f"training then resumes from step {steps[-1]}"
 
     def _delete_old(self) -> None:
         for leftover in self._directory.glob(f"*{_TEMPORARY}*"):
             shutil.rmtree(leftover)
         for step in set(self.steps) - {0, *self.steps[-self._keep :], self.best}:
-            # Renamed first: a half deleted folder must not count as a checkpoint.
+            # Rename first: a half deleted folder must not count as a checkpoint.
             shutil.rmtree(self._folder(step).rename(self._directory / f"{step}{_TEMPORARY}"))
 
 
@@ -246,7 +273,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _spans_hosts(sharding: jax.sharding.Sharding | None) -> bool:
-    """Whether no host holds the whole array."""
+    """Returns whether no host holds the whole array."""
     return sharding is not None and not (
         sharding.is_fully_addressable or sharding.is_fully_replicated
     )
@@ -262,13 +289,13 @@ def _to_host(name: str, leaf: Any) -> np.ndarray | jax.Array:
 
 
 def _type(leaf: Any) -> str:
-    """Such as `float32[3, 4]`."""
+    """Returns dtype and shape, such as `float32[3, 4]`."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _digest(array: np.ndarray | jax.Array) -> str | None:
-    """The SHA-256 of the array's bytes; None if they are spread over hosts."""
+    """Returns the SHA-256 of the array's bytes, or None if they are spread over hosts."""
     if isinstance(array, jax.Array):
         return None
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
@@ -279,14 +306,14 @@ def _digest_of_manifest(manifest: dict[str, Any]) -> str:
 
 
 def _abstract(leaf: Any) -> Any:
-    """What Orbax is asked for: a NumPy array, unless each host needs only its part."""
+    """Returns the leaf as Orbax loads it: a NumPy array, unless each host needs only its part."""
     return leaf if _spans_hosts(getattr(leaf, "sharding", None)) else np.ndarray
 
 
 def _place(array: np.ndarray | jax.Array, like: Any) -> np.ndarray | jax.Array:
     if isinstance(array, jax.Array) or not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return array
-    # An uncommitted array stays so: a committed copy would make jit compile again.
+    # An uncommitted array stays uncommitted: a committed copy would make jit compile again.
     if like.sharding is None or (isinstance(like, jax.Array) and not like.committed):
         return jax.numpy.asarray(array)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])

@@ -1,11 +1,11 @@
-"""What a workdir holds, and how to find a run in it again."""
+"""The files of a workdir: what they are called, and how to load a trained model from them."""
 
 import dataclasses
 import json
 import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -15,7 +15,7 @@ from dnw_jax.config import CONFIG_FILE, differing_fields, load_config, to_json
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
 from dnw_jax.run.checkpoint import Checkpoints
-from dnw_jax.step.state import TrainState, create_train_state
+from dnw_jax.step.state import TrainState, split
 
 CONFIG = CONFIG_FILE
 CHECKPOINTS = "checkpoints"
@@ -25,85 +25,125 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 PROFILE = "profile"
 
-# What a model is made of; a checkpoint of another does not fit, or means something else.
+# The settings that decide which arrays a model has and what they mean, by the start of their names.
+# Two configs that differ in one of them describe different models.
 MODEL = ("model.", "dataset.num_channels", "dataset.num_classes", "ema.decay")
-# How a model is run: no checkpoint knows of it.
+# Exceptions: settings of how a model is computed.
 NOT_MODEL = ("model.solver.",)
-# What a run is made of besides: with another of these it would not be the same run.
+# A run that is resumed must keep these settings: with another value it would be another run.
 RUN = (*MODEL, "seed", "num_seeds", "batch_size", "dtype", "dataset.name", "dataset.image_size")
 
 
+class TrainedModel(NamedTuple):
+    """A model from a checkpoint, with the config that describes it and the step of the checkpoint.
+
+    The model has the averaged parameters if the run averaged them (`ema.decay`).
+    """
+
+    model: nnx.Module
+    config: ConfigDict
+    step: int
+
+
 def load(workdir: str | Path, step: int | str = "last") -> tuple[nnx.Module, ConfigDict]:
-    """A trained model and the config it was trained with.
+    """Returns a trained model and the config that it was trained with.
 
     Args:
-      workdir: of a run of `python -m dnw_jax.main`.
+      workdir: of a run of `python -m dnw_jax.main`. If the run had several seeds, one of its
+        folders `seed_*`.
       step: "last", "best" (highest test accuracy), or the number of a step that was kept.
 
     Raises:
-      UserError: there is no such workdir, step or intact checkpoint.
+      UserError: the workdir or the step does not exist, or the checkpoint is damaged.
     """
-    state, config = load_state(workdir, step)
-    return state.model(), config
+    trained = load_model(workdir, step)
+    return trained.model, trained.config
 
 
-def load_state(
+def load_model(
     workdir: str | Path, step: int | str = "last", config: ConfigDict | None = None
-) -> tuple[TrainState, ConfigDict]:
-    """As `load`, but with all that training carries; `config`: of the same model, run otherwise."""
+) -> TrainedModel:
+    """Returns the trained model of a checkpoint, without the state of the optimizer.
+
+    It reads and verifies parameters, variables and their average alone, so the checkpoint may come
+    from any optimizer. It computes no initial weights.
+
+    Args:
+      workdir, step: as for `load`.
+      config: of the same model (`config_changes`), in place of the config in the workdir; for
+        instance with other solver settings.
+
+    Raises:
+      UserError: as `load`; or the checkpoint does not fit the model of `config`.
+    """
     config = config or load_config(f"{workdir}/{CONFIG}")
     if config.num_seeds > 1:
         raise UserError(
             f"{workdir} holds {config.num_seeds} seeds: name one of them, for instance "
             f"{workdir}/seed_{config.seed}"
         )
-    # The optimizer's arrays are the same whatever the length of the run.
-    state = create_train_state(config, build_model(config), steps_per_epoch=1)
-    with Checkpoints(Path(workdir) / CHECKPOINTS, config.checkpoint.keep) as checkpoints:
-        return restore(state, checkpoints, _find(checkpoints, step, workdir)), config
+    graphdef, params, variables = split(nnx.eval_shape(lambda: build_model(config)))
+    average = params if config.ema.decay else None
+    like = {"params": params, "variables": variables, "average": average}
+    checkpoints = Checkpoints(Path(workdir) / CHECKPOINTS)
+    number = _step_number(checkpoints, step, workdir)
+    arrays = checkpoints.restore(number, like, whole=False)
+    params = arrays["average"] if config.ema.decay else arrays["params"]
+    return TrainedModel(nnx.merge(graphdef, params, arrays["variables"]), config, number)
 
 
-def _find(checkpoints: Checkpoints, step: int | str, workdir: str | Path) -> int:
+def _step_number(checkpoints: Checkpoints, step: int | str, workdir: str | Path) -> int:
     if step not in ("last", "best"):
         try:
             return int(step) if isinstance(step, str) else operator.index(step)
         except (TypeError, ValueError):
             raise UserError(f"step is {step!r}; it must be 'last', 'best' or a number") from None
-    found = checkpoints.best if step == "best" else checkpoints.latest
-    if found is None:
+    number = checkpoints.best if step == "best" else checkpoints.latest
+    if number is None:
         raise UserError(f"{workdir} holds no checkpoint{' that was evaluated' * (step == 'best')}")
-    return found
+    return number
 
 
 def checkpoint_tree(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds of a state."""
+    """Returns what a checkpoint holds of a training state."""
     names = ("step", "seed", "params", "variables", "opt_state", "average")
     return {name: getattr(state, name) for name in names}
 
 
 def restore(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState:
-    """`state` with the arrays of the checkpoint, placed as its own."""
+    """Returns `state` with the arrays of the checkpoint of `step`, placed as those of `state`.
+
+    Raises:
+      UserError: as `Checkpoints.restore`; also if the state of the optimizer does not fit.
+    """
     return dataclasses.replace(state, **checkpoints.restore(step, checkpoint_tree(state)))
 
 
 def check_writable(workdir: Path) -> None:
-    """Raises UserError if `workdir` is a file, or lies where nothing can be written."""
-    place = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        problem = "cannot be written" if place.is_dir() else "is no folder"
-        raise UserError(f"workdir is {workdir}; {place} {problem}")
+    """Checks that `workdir` is a folder where files can be written, or that one can be created.
+
+    Raises:
+      UserError: it is a file, or it cannot be written.
+    """
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problem = "cannot be written" if existing.is_dir() else "is no folder"
+        raise UserError(f"workdir is {workdir}; {existing} {problem}. Choose another workdir")
 
 
 def holds_run(workdir: Path) -> bool:
-    """Whether a run of one seed or of several has saved something there."""
-    # Without a checkpoint there is nothing that another model could contradict.
-    saved = f"{CHECKPOINTS}/*/"
-    of_seeds = (workdir / CONFIG).exists() and any(workdir.glob(f"seed_*/{saved}"))
-    return any(workdir.glob(saved)) or of_seeds
+    """Returns whether a run, of one seed or of several, has saved a checkpoint there.
+
+    Without a checkpoint nothing on disk can contradict another config.
+    """
+    checkpoint = f"{CHECKPOINTS}/*/"
+    # The folders of several seeds count only below a config: another `seed_1` may be a single run.
+    several_seeds = (workdir / CONFIG).exists() and any(workdir.glob(f"seed_*/{checkpoint}"))
+    return several_seeds or any(workdir.glob(checkpoint))
 
 
 def create_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes the workdir if need be, and notes the config in it.
+    """Creates the workdir if it does not exist, and writes the config into it.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -112,39 +152,49 @@ def create_workdir(workdir: Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / CONFIG, to_json(config))
     except OSError as error:
-        raise UserError(f"workdir is {workdir}; it cannot be written: {error}") from error
+        raise UserError(
+            f"workdir is {workdir}; it cannot be written: {error}. Choose another workdir"
+        ) from error
 
 
 def config_changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL) -> list[str]:
-    """What differs from the config of the run in `workdir`, as "field: there != now".
+    """Returns how `config` differs from the config in `workdir`.
+
+    Args:
+      workdir: of a run.
+      config: the config of now.
+      fixed: the start of the names of fields that must be equal.
+
+    Returns:
+      A line "field: value in the workdir != value now" for each field that differs.
 
     Raises:
-      UserError: a field that begins with one of `fixed` differs; all such are named.
+      UserError: some of the `fixed` fields differ; the message names all of them.
     """
-    changed = differing_fields(load_config(f"{workdir}/{CONFIG}"), config)
-    contradicting = [
+    changes = differing_fields(load_config(f"{workdir}/{CONFIG}"), config)
+    forbidden = [
         line
-        for name, line in changed.items()
+        for name, line in changes.items()
         if name.startswith(fixed) and not name.startswith(NOT_MODEL)
     ]
-    if contradicting:
+    if forbidden:
         raise UserError(
-            f"workdir is {workdir}; the run in it is of another model or recipe (there != now):\n  "
-            + "\n  ".join(contradicting)
-            + "\nChoose another workdir, or the config that this one was started with."
+            f"workdir is {workdir}; its run has another model or recipe (there != now):\n  "
+            + "\n  ".join(forbidden)
+            + "\nChoose another workdir, or the config that this run was started with."
         )
-    return list(changed.values())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece: a kill leaves the old one or the new one."""
-    if jax.process_index() != 0:
-        return
-    half = path.with_name(path.name + ".tmp")
-    half.write_text(text)
-    os.replace(half, path)
+    return list(changes.values())
 
 
 def write_evaluation(workdir: Path, values: dict[str, Any]) -> None:
-    """Notes the result of an evaluation over all test examples."""
+    """Writes the result of an evaluation over all test examples."""
     write_text(workdir / EVALUATION, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file on process 0, in one piece: after a kill the file is the old or the new one."""
+    if jax.process_index() != 0:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

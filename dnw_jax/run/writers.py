@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard, `metrics.jsonl` and the console."""
+"""Writes metrics and pictures to TensorBoard and `metrics.jsonl`, and progress to the console."""
 
 import json
 import math
@@ -15,29 +15,32 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from dnw_jax.run import workdir as layout
+from dnw_jax.run.workdir import METRICS, TENSORBOARD, WIRING, write_text
 
 
 class Writer:
-    """Writes what a run measures into its workdir. A context manager.
+    """Writes the metrics and pictures of a run into its workdir. A context manager.
+
+    Everything is on disk when a method returns.
 
     Args:
       workdir: of the run.
-      step: where the run stands: what a killed run wrote beyond it is dropped.
+      step: the step from which the run starts or resumes. Everything that an interrupted run wrote
+        for later steps is deleted.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        self._pictures, tensorboard = workdir / layout.WIRING, workdir / layout.TENSORBOARD
+        self._pictures, tensorboard = workdir / WIRING, workdir / TENSORBOARD
         for folder in (self._pictures, tensorboard):
             folder.mkdir(parents=True, exist_ok=True)
-        rows_path = workdir / layout.METRICS
+        rows_path = workdir / METRICS
         _drop_rows_after(rows_path, step)
         _drop_pictures_after(self._pictures, step)
         self._rows = rows_path.open("a", buffering=1)
-        # The part of tensorboardX that writes. Its SummaryWriter hands all to a thread, which a
-        # kill robs of the last seconds and an interrupt can leave waiting for ever.
+        # Not tensorboardX's SummaryWriter: it writes in a thread, so a kill loses the last seconds,
+        # and an interrupt can make it wait for ever.
         self._events = EventsWriter(str(tensorboard / "events"), f".{step}")
-        # For TensorBoard, too, what was beyond the step did not happen.
+        # Purges TensorBoard events after the step from which the run resumes.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> Self:
@@ -48,7 +51,14 @@ class Writer:
         self._events.close()
 
     def scalars(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
-        """One row of `metrics.jsonl`, and a curve `split/name` of each value."""
+        """Writes one row of `metrics.jsonl`, and a point of the curve `split/name` for each value.
+
+        Args:
+          step: updates made so far.
+          epoch: the same in epochs.
+          split: "train" or "test".
+          values: metric name -> value.
+        """
         row = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         self._rows.write(json.dumps(row) + "\n")
         curves = [
@@ -58,7 +68,7 @@ class Writer:
         self._event(step, summary=Summary(value=curves))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """A picture, uint8 [height, width, 3], as PNG and in TensorBoard."""
+        """Writes a picture, uint8 [height, width, 3], as a PNG file and to TensorBoard."""
         path = self._pictures / f"{name}_{step:08d}.png"
         Image.fromarray(picture).save(path)
         height, width, _ = picture.shape
@@ -68,16 +78,16 @@ class Writer:
         value = Summary.Value(tag=f"wiring/{name}", image=image)
         self._event(step, summary=Summary(value=[value]))
 
-    def _event(self, step: int, **what: Summary | SessionLog) -> None:
-        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+    def _event(self, step: int, **content: Summary | SessionLog) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
         self._events.flush()
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    """Keeps the rows up to `step`, and no line that is no row: a kill may leave half of one."""
+    """Deletes rows after `step`, and incomplete rows, which a kill can leave."""
     if path.exists():
         lines = path.read_text().splitlines()
-        layout.write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:
@@ -95,11 +105,14 @@ def _drop_pictures_after(folder: Path, step: int) -> None:
 
 
 class Progress:
-    """A bar with images/s and time left on a terminal; elsewhere one line for each log.
+    """Shows a progress bar with images/s and time left; without a terminal it prints lines instead.
+
+    A context manager.
 
     Args:
-      total_steps, step: updates of the whole run, and made so far.
-      batch_size: images of an update.
+      total_steps: updates of the whole run.
+      step: updates made so far.
+      batch_size: images in one update.
     """
 
     def __init__(self, total_steps: int, step: int, batch_size: int) -> None:
@@ -112,7 +125,7 @@ class Progress:
             smoothing=0.1,
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-            disable=None,  # None: silent where stderr is no terminal
+            disable=None,  # None: no bar unless stderr is a terminal
         )
 
     def __enter__(self) -> Self:
@@ -122,20 +135,20 @@ class Progress:
         self._bar.close()
 
     def start(self) -> None:
-        """Counts the time from now on: what came before was compiling."""
+        """Starts the clock of images/s, so that compiling does not count."""
         self._bar.unpause()
 
     def advance(self, steps: int, note: str) -> None:
-        """Moves the bar on by `steps` updates."""
+        """Moves the bar by `steps` updates and shows `note` beside it."""
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(steps * self._batch_size)
 
     def line(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._bar.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def log(self, text: str) -> None:
-        """A line only where there is no bar to show it."""
+        """Prints a line if there is no bar."""
         if self._bar.disable:
             self.line(text)

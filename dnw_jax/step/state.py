@@ -92,6 +92,25 @@ def create_train_state(
     )
 
 
+def evaluation_state(model: nnx.Module) -> TrainState:
+    """Returns a state that can be evaluated but not trained: it has no optimizer."""
+    graphdef, params, variables = split(model)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.zeros((), jnp.uint32),
+        params=params,
+        variables=variables,
+        opt_state=(),
+        average=None,
+        graphdef=graphdef,
+        optimizer=optax.identity(),
+        label_smoothing=0.0,
+        accumulate_steps=1,
+        total_steps=1,
+        ema_decay=0.0,
+    )
+
+
 def split(model: nnx.Module) -> tuple[nnx.GraphDef[nnx.Module], Tree, Tree]:
     """A model as its description, its trained and its untrained arrays, both nested dicts."""
     graphdef, params, variables = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
