@@ -1,13 +1,19 @@
-"""What all tests share: the CPU, shapes and types checked at run time, the same examples each time.
+"""What all tests share: the CPU, compiled programs, run-time checks of shapes, fixed examples."""
 
-The jaxtyping annotations of the functions below are enforced; the hook has to be there before
-the package is imported.
-"""
-
+import atexit
 import os
+import tempfile
 
-# Before jax is imported; a test that starts a process of its own passes it on.
+# JAX reads these variables when it is imported, and the processes that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Many tests compile the same programs. The folder is new for each session, and the workers of
+    # pytest-xdist inherit it, so that each program is compiled once a session. To share it between
+    # sessions, set the variable to a folder.
+    _cache = tempfile.TemporaryDirectory(prefix="dnw_jax_tests_", ignore_cleanup_errors=True)
+    atexit.register(_cache.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections.abc import Iterator
 
@@ -16,6 +22,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+# The folders and modules whose jaxtyping annotations are enforced. The hook must be installed
+# before the package is imported.
 CHECKED = ("edges", "graphs", "models", "ops", "show", "step.metrics")
 
 install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")
