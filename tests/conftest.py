@@ -39,9 +39,19 @@ def strict_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs_of_a_module() -> Iterator[None]:
+    """Frees the memory of programs that later modules do not need; the disk cache has the others.
+
+    It also keeps programs of `quick_compilation` out of other modules, whose last bits would differ.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _forget_compiled_programs() -> Iterator[None]:
-    """Each program takes memory maps, of which Linux gives a process 65,530; then it crashes."""
+    """Limits the memory maps. Each program takes some; a process crashes at Linux's limit, 65,530."""
     yield
     if _num_memory_maps() > 20_000:
         jax.clear_caches()
@@ -57,12 +67,10 @@ def _num_memory_maps() -> int:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """Compiles in half the time, to slower code: for tests that only need it to be right."""
+    """Compiles in two thirds of the time, to slower code: for tests of results, not of speed."""
     name = "jax_disable_most_optimizations"
     jax.config.update(name, True)
     os.environ[name.upper()] = "1"  # for the processes that a test starts
     yield
     jax.config.update(name, False)
     del os.environ[name.upper()]
-    # Else later tests would run some of that code, and their last bits would differ.
-    jax.clear_caches()
