@@ -41,9 +41,9 @@ def strict_promotion() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs_of_a_module() -> Iterator[None]:
-    """Frees the memory of programs that later modules do not need; the disk cache has the others.
+    """Frees the memory of programs that later modules do not need; the others are on disk.
 
-    It also keeps programs of `quick_compilation` out of other modules, whose last bits would differ.
+    Also keeps programs of `quick_compilation` out of other modules: their last bits would differ.
     """
     yield
     jax.clear_caches()
@@ -51,7 +51,7 @@ def _forget_compiled_programs_of_a_module() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _forget_compiled_programs() -> Iterator[None]:
-    """Limits the memory maps. Each program takes some; a process crashes at Linux's limit, 65,530."""
+    """Limits the memory maps, which programs take: at 65,530, Linux's limit, a process crashes."""
     yield
     if _num_memory_maps() > 20_000:
         jax.clear_caches()
