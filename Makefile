@@ -1,29 +1,49 @@
 # Everything sets itself up: `make train` and `make test` work on a fresh clone.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_OLDEST ?= .venv-oldest
 CONFIG ?= configs/digits.py
 WORKDIR ?= runs/$(basename $(notdir $(firstword $(subst :, ,$(CONFIG)))))
 ARGS ?=
 
 IN_VENV = $(VENV)/bin/python -m
-INSTALL = $(IN_VENV) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL = pip install --quiet --disable-pip-version-check --constraint
+INSTALL = $(IN_VENV) $(PIP_INSTALL) constraints.txt
+# Idle workers take over tests of the busy ones.
+PYTEST = pytest --numprocesses=auto --dist=worksteal
+
+# What `make test-oldest` runs: files, and a golden case of each family of models.
+OLDEST_FILES = $(addprefix tests/test_,transforms.py sparse_layers.py saved_workdir.py golden.py)
+OLDEST_CASES = static_random or discrete_time_dnw or continuous_dnw or mbv1_cifar_dnw_x225 \
+	or mobilenetv1_x25_cifar or resnet18_dense
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format clean
+.PHONY: help train test test-slow test-oldest lint format clean
 
 help:
-	@echo "make train   discover the wiring of a small network on handwritten digits (or:"
-	@echo "             make train CONFIG=configs/cifar10_tiny.py ARGS='--config.num_epochs=6')"
-	@echo "make test    run all tests"
-	@echo "make lint    check style and types"
-	@echo "make format  rewrite the code in our style"
-	@echo "make clean   remove the environment and caches, never runs/"
+	@echo "make train        discover the wiring of a small network on handwritten digits (or:"
+	@echo "                  make train CONFIG=configs/cifar10_tiny.py ARGS='--config.num_epochs=6')"
+	@echo "make test         run the tests that are not marked slow (10 minutes on two cores)"
+	@echo "make test-slow    run the tests that are marked slow"
+	@echo "make test-oldest  run some tests on the oldest versions that setup.cfg allows"
+	@echo "make lint         check style and types"
+	@echo "make format       rewrite the code in our style"
+	@echo "make clean        remove the environments and caches, never runs/"
 
 train: $(VENV)/installed-for-training
 	$(IN_VENV) dnw_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/installed-for-testing
-	$(IN_VENV) pytest --numprocesses=auto --dist=loadfile $(ARGS)
+	$(IN_VENV) $(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/installed-for-testing
+	$(IN_VENV) $(PYTEST) -m slow $(ARGS)
+
+test-oldest: $(VENV_OLDEST)/installed-for-testing
+	@# ml_collections 1.0 has such a string.
+	$(VENV_OLDEST)/bin/python -m $(PYTEST) -W "ignore:invalid escape sequence:DeprecationWarning" \
+		-m "not slow" \
+		-k "not test_golden or $(OLDEST_CASES)" $(OLDEST_FILES) $(ARGS)
 
 lint: $(VENV)/installed-for-testing
 	$(IN_VENV) ruff check .
@@ -35,12 +55,13 @@ format: $(VENV)/installed-for-testing
 	$(IN_VENV) ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-$(VENV)/bin/python:
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "dnw_jax needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 ..." % sys.version_info[:2])'
-	@# Without this a half-made environment (Debian without python3-venv) would count as made.
-	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
+	@# Without `rm`, a half-made environment (Debian without python3-venv) would count as made.
+	$(PYTHON) -m venv $* || { rm -f $@; exit 1; }
 
 $(VENV)/installed-for-training: $(VENV)/bin/python setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes a minute or two"
@@ -50,4 +71,9 @@ $(VENV)/installed-for-training: $(VENV)/bin/python setup.cfg pyproject.toml cons
 $(VENV)/installed-for-testing: $(VENV)/bin/python setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes a minute or two"
 	$(INSTALL) --editable '.[digits,test]'
+	@touch $@
+
+$(VENV_OLDEST)/installed-for-testing: $(VENV_OLDEST)/bin/python setup.cfg pyproject.toml constraints-oldest.txt
+	@echo "installing into $(VENV_OLDEST); the first time takes a minute or two"
+	$(VENV_OLDEST)/bin/python -m $(PIP_INSTALL) constraints-oldest.txt --editable '.[digits,test]'
 	@touch $@

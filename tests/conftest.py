@@ -1,13 +1,19 @@
-"""What all tests share: the CPU, shapes and types checked at run time, the same examples each time.
+"""What all tests share: the CPU, compiled programs, run-time checks of shapes, fixed examples."""
 
-The jaxtyping annotations of the functions below are enforced; the hook has to be there before
-the package is imported.
-"""
-
+import atexit
 import os
+import tempfile
 
-# Before jax is imported; a test that starts a process of its own passes it on.
+# JAX reads these variables when it is imported, and the processes that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Many tests compile the same programs. The folder is new for each session, and the workers of
+    # pytest-xdist inherit it, so that each program is compiled once a session. To share it between
+    # sessions, set the variable to a folder.
+    _cache = tempfile.TemporaryDirectory(prefix="dnw_jax_tests_", ignore_cleanup_errors=True)
+    atexit.register(_cache.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections.abc import Iterator
 
@@ -16,6 +22,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+# The folders and modules whose jaxtyping annotations are enforced. The hook must be installed
+# before the package is imported.
 CHECKED = ("edges", "graphs", "models", "ops", "show", "step.metrics")
 
 install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")
@@ -31,9 +39,19 @@ def strict_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs_of_a_module() -> Iterator[None]:
+    """Frees the memory of programs that later modules do not need; the others are on disk.
+
+    Also keeps programs of `quick_compilation` out of other modules: their last bits would differ.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _forget_compiled_programs() -> Iterator[None]:
-    """Each program takes memory maps, of which Linux gives a process 65,530; then it crashes."""
+    """Limits the memory maps, which programs take: at 65,530, Linux's limit, a process crashes."""
     yield
     if _num_memory_maps() > 20_000:
         jax.clear_caches()
@@ -49,12 +67,10 @@ def _num_memory_maps() -> int:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """Compiles in half the time, to slower code: for tests that only need it to be right."""
+    """Compiles in two thirds of the time, to slower code: for tests of results, not of speed."""
     name = "jax_disable_most_optimizations"
     jax.config.update(name, True)
     os.environ[name.upper()] = "1"  # for the processes that a test starts
     yield
     jax.config.update(name, False)
     del os.environ[name.upper()]
-    # Else later tests would run some of that code, and their last bits would differ.
-    jax.clear_caches()

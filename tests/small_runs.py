@@ -1,12 +1,10 @@
 """Runs that a test can afford: 512 synthetic images of 8x8 pixels, a graph of 24 nodes."""
 
-import atexit
 import functools
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,6 @@ from dnw_jax.train import TrainState, create_train_state
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
-
-# Each run compiles its own functions, mostly to the same programs: here only once, also for the
-# processes that a test starts.
-_compiled = tempfile.TemporaryDirectory(prefix="dnw_jax_tests_")
-atexit.register(_compiled.cleanup)
-for _name, _value in {
-    "jax_compilation_cache_dir": _compiled.name,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-}.items():
-    jax.config.update(_name, _value)
-    os.environ[_name.upper()] = str(_value)
 
 SMALL = {
     "batch_size": "32",  # 16 steps an epoch
