@@ -205,7 +205,7 @@ def test_the_shapes_are_those_of_the_published_code() -> None:
 
 
 def test_a_pt_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.pt; there is no such file"):
+    with pytest.raises(UserError, match=r"model\.pt: no such file"):
         dnw_jax.load_reference(tmp_path / "model.pt", config_of("static"))
 
 
@@ -230,5 +230,5 @@ def test_a_pt_file(tmp_path: Path, key: str | None) -> None:
     with pytest.raises(UserError, match="no such file"):
         dnw_jax.load_reference(tmp_path / "other.pt", config_of("static"))
     (tmp_path / "broken.pt").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="no PyTorch file of plain arrays"):
+    with pytest.raises(UserError, match="not a PyTorch file of plain arrays"):
         dnw_jax.load_reference(str(tmp_path / "broken.pt"), config_of("static"))
