@@ -393,7 +393,9 @@ def test_missing_files() -> None:
 
 def test_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    with pytest.raises(UserError, match=r"no such file; did you mean .*configs/cifar10_tiny\.py or "):
+    with pytest.raises(
+        UserError, match=r"no such file; did you mean .*configs/cifar10_tiny\.py or "
+    ):
         load_config("no/such/folder/file.py:a=b")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="hold no config files"):
