@@ -1,8 +1,8 @@
-"""CIFAR-10 with MobileNetV1's channels wired anew: Table 3 of the paper.
+"""CIFAR-10 with a MobileNetV1 whose wiring is learned: Table 3 of the paper.
 
     python -m dnw_jax.main --config=configs/cifar10_mbv1.py --workdir=runs/cifar10_mbv1
 
-The data is looked for where TFDS keeps it; elsewhere: --config.dataset.data_dir=FOLDER.
+The data is read from TFDS's default folder, or from --config.dataset.data_dir=FOLDER.
 The rows of Table 3, with the test accuracy that the paper gives (mean of 5 runs):
 
     MobileNetV1 x0.25     configs/cifar10_mobilenet.py:width=0.25                       86.3 %
@@ -12,8 +12,9 @@ The rows of Table 3, with the test accuracy that the paper gives (mean of 5 runs
     targeted dropout      configs/cifar10_mbv1.py:edges=targeted_dropout                89.2 %
     DNW                   configs/cifar10_mbv1.py:edges=dnw                             89.7 %
 
-Targeted dropout for each node by itself: edges=targeted_dropout_per_node. Two rows start from a
-trained complete graph, configs/cifar10_mbv1.py:edges=complete with --workdir=runs/complete:
+Targeted dropout that keeps equally many edges into each node: edges=targeted_dropout_per_node.
+Two rows need a trained complete graph: first run configs/cifar10_mbv1.py:edges=complete with
+--workdir=runs/complete.
 
     lottery ticket        configs/cifar10_mbv1.py:edges=lottery_ticket                  87.9 %
                           --config.init_from=runs/complete
@@ -22,16 +23,16 @@ trained complete graph, configs/cifar10_mbv1.py:edges=complete with --workdir=ru
     ... at a lower rate   --config.optimizer.learning_rate=0.01                         89.7 %
                           --config.optimizer.learning_rate=0.001                        88.7 %
 
-Run time: not run whole. 200 steps with --config.batch_size=32 and their evaluation: 1 to 5 minutes
-on two CPU cores that did other work too.
-Test accuracy: as above, after 160 epochs; seen after those 200 steps: 21 % (dnw) to 38 %.
+Run time: the whole run was not tried. 200 steps with --config.batch_size=32 and their evaluation
+take 1 to 5 minutes on two CPU cores that do other work, too.
+Test accuracy: as above, after 160 epochs. The 200 steps reach 21 % (dnw) to 38 %.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(edges: str = "dnw", multiplier: float = 0.225) -> ConfigDict:
-    """The recipe of the paper; the budget of edges is that of MobileNetV1 x `multiplier`."""
+    """Returns the recipe of the paper, with as many edges as MobileNetV1 x `multiplier`."""
     config = ConfigDict()
     config.batch_size = 128
     config.num_epochs = 160

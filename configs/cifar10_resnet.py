@@ -1,10 +1,11 @@
-"""CIFAR-10 with a sparse ResNet: 3x3 stem, no pooling; sparse from the first step.
+"""CIFAR-10 with a ResNet that is sparse from the first step; 3x3 stem, no pooling.
 
     python -m dnw_jax.main --config=configs/cifar10_resnet.py --workdir=runs/cifar10_resnet
 
-Run time: with width=0.25 and --config.num_epochs=5 some 10 minutes on two CPU cores.
-Test accuracy: with these 74.4 % (edges=random 71.6 %, edges=complete 79.7 %; one seed). The whole
-recipe was not run here. docs/sparse_training.md compares with pruning after training.
+Run time: about 10 minutes on two CPU cores with width=0.25 and --config.num_epochs=5. The whole
+run was not tried.
+Test accuracy: with these arguments 74.4 % (edges=random 71.6 %, edges=complete 79.7 %; one seed).
+docs/sparse_training.md compares with pruning after training.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,11 @@ def get_config(
     edges: str = "dnw",
     width: float = 1.0,
 ) -> ConfigDict:
-    """ResNet-18 with `width` of its channels, and `sparsity` of its weights left out."""
+    """Returns the recipe for a ResNet.
+
+    `width` is the factor of every number of channels, `sparsity` the share of weights that are not
+    real.
+    """
     config = ConfigDict()
     config.batch_size = 128
     config.num_epochs = 160

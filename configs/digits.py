@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of scikit-learn: a first run, without a download.
+"""The 1,797 handwritten digits of scikit-learn: a first run without a download.
 
     python -m dnw_jax.main --config=configs/digits.py --workdir=runs/digits
 
@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 
 def get_config(wiring: str = "static", edges: str = "dnw") -> ConfigDict:
-    """What differs from the defaults; `wiring` and `edges` are those of `model`."""
+    """Returns the settings that differ from the defaults; sets `model.wiring`, `model.edges`."""
     config = ConfigDict()
     config.batch_size = 128
     config.num_epochs = 30
 
-    # A mirrored digit is another digit, or none: no flip.
+    # No flip: a mirrored digit is another digit, or none.
     config.dataset = ConfigDict(
         {"name": "digits", "image_size": 16, "num_channels": 1, "crop_padding": 1, "flip": False}
     )

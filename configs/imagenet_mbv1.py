@@ -1,8 +1,8 @@
-"""ImageNet with MobileNetV1's channels wired anew: Table 2 of the paper.
+"""ImageNet with a MobileNetV1 whose wiring is learned: Table 2 of the paper.
 
     python -m dnw_jax.main --config=configs/imagenet_mbv1.py --workdir=runs/imagenet_mbv1
 
-The data is looked for where TFDS keeps it; elsewhere: --config.dataset.data_dir=FOLDER.
+The data is read from TFDS's default folder, or from --config.dataset.data_dir=FOLDER.
 The rows of Table 2, with the parameters, multiply-adds and top-1 accuracy that the paper gives:
 
     random graph x0.225  imagenet_mbv1.py:edges=random                    1.2M   55.7M  53.3 %
@@ -19,8 +19,9 @@ The dense MobileNetV1 x0.25 (0.5M, 41M, 50.6 %) and x0.5 (width=0.5: 1.3M, 149M,
     --config.dataset.image_size=224 --config.dataset.num_classes=1000 --config.batch_size=512
     --config.num_epochs=250 --config.optimizer.weight_decay=5e-5
 
-Run time: not trained here on the whole of ImageNet. On a sample of 450 photographs at 32 pixels,
-without augmentation, 600 steps of 45 take 5 minutes on two CPU cores and learn all of them.
+Run time: a run on the whole of ImageNet was not tried. On a sample of 450 photographs at 32
+pixels, without augmentation, 600 steps of 45 photographs take 5 minutes on two CPU cores and learn
+all of them.
 Test accuracy: as above.
 """
 
@@ -28,9 +29,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(edges: str = "dnw", multiplier: float = 0.225, small: bool = False) -> ConfigDict:
-    """The recipe of the paper; the budget of edges is that of MobileNetV1 x `multiplier`.
+    """Returns the recipe of the paper, with as many edges as MobileNetV1 x `multiplier`.
 
-    With `small` the last linear layer is a graph, too.
+    `small` makes the last linear layer a graph, too.
     """
     config = ConfigDict()
     config.batch_size = 512

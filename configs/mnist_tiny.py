@@ -2,10 +2,10 @@
 
     python -m dnw_jax.main --config=configs/mnist_tiny.py --workdir=runs/mnist_tiny
 
-The data is looked for where TFDS keeps it; elsewhere: --config.dataset.data_dir=FOLDER.
+The data is read from TFDS's default folder, or from --config.dataset.data_dir=FOLDER.
 Other networks: --config=configs/mnist_tiny.py:wiring=discrete,edges=random
 
-Run time: 7 min 40 s on two CPU cores that did other work too.
+Run time: 7 min 40 s on two CPU cores that did other work, too.
 Test accuracy: 99.0 % (seed 0).
 """
 
@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 
 def get_config(wiring: str = "static", edges: str = "dnw") -> ConfigDict:
-    """The recipe for CIFAR-10, shorter; `wiring` and `edges` are those of `model`."""
+    """Returns a shorter recipe of CIFAR-10; sets `model.wiring` and `model.edges`."""
     config = ConfigDict()
     config.batch_size = 512
     config.num_epochs = 5
 
-    # A mirrored digit is another digit, or none: no flip.
+    # No flip: a mirrored digit is another digit, or none.
     config.dataset = ConfigDict(
         {"name": "mnist", "image_size": 28, "num_channels": 1, "crop_padding": 2, "flip": False}
     )
@@ -36,6 +36,6 @@ def get_config(wiring: str = "static", edges: str = "dnw") -> ConfigDict:
     )
 
     config.optimizer = ConfigDict({"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4})
-    # A tenth of the rate from each of these fractions of the run on, at the start of an epoch.
+    # The learning rate falls to a tenth twice, at the first epoch after each fraction of the run.
     config.schedule = ConfigDict({"name": "multistep", "milestones": (0.5, 0.75), "factor": 0.1})
     return config

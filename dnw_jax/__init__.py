@@ -1,64 +1,29 @@
 """Discovering Neural Wirings in JAX: networks that find their own wiring while they train.
 
-The public names, loaded when first used: a wrong setting on the command line is told at once,
-without waiting for JAX.
+The public names are the imports in `__init__.pyi`. Each is imported when it is first used, so that
+`import dnw_jax` does not import jax, and a wrong setting on the command line is reported at once.
 """
 
+import ast
 import importlib
-from typing import TYPE_CHECKING, Any
+from importlib import resources
+from typing import Any
 
-from dnw_jax.version import __version__
-
-if TYPE_CHECKING:
-    from dnw_jax.config import load_config
-    from dnw_jax.deploy.profile import profile
-    from dnw_jax.edges import SparsitySchedule, edge_budget, edge_mask, sparsify, top_edges
-    from dnw_jax.errors import UserError
-    from dnw_jax.graphs.sparse_layer import SparseConv, SparseLinear
-    from dnw_jax.models import build_model, wiring
-    from dnw_jax.models.reference import load_reference
-    from dnw_jax.run.workdir import load
-
-_HOMES = {
-    "SparseConv": "graphs.sparse_layer",
-    "SparseLinear": "graphs.sparse_layer",
-    "SparsitySchedule": "edges",
-    "UserError": "errors",
-    "build_model": "models",
-    "edge_budget": "edges",
-    "edge_mask": "edges",
-    "load": "run.workdir",
-    "load_config": "config",
-    "load_reference": "models.reference",
-    "profile": "deploy.profile",
-    "sparsify": "edges",
-    "top_edges": "edges",
-    "wiring": "models",
+_STUB = ast.parse(resources.files(__name__).joinpath("__init__.pyi").read_text(encoding="utf-8"))
+_MODULES = {
+    alias.name: str(statement.module)
+    for statement in _STUB.body
+    if isinstance(statement, ast.ImportFrom)
+    for alias in statement.names
 }
 
-__all__ = [
-    "SparseConv",
-    "SparseLinear",
-    "SparsitySchedule",
-    "UserError",
-    "__version__",
-    "build_model",
-    "edge_budget",
-    "edge_mask",
-    "load",
-    "load_config",
-    "load_reference",
-    "profile",
-    "sparsify",
-    "top_edges",
-    "wiring",
-]
+__all__ = sorted(_MODULES)  # noqa: PLE0605 (type checkers read the stub)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

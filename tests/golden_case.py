@@ -1,4 +1,4 @@
-"""A golden case, what our code makes of it, and our parameters as PyTorch lays them out."""
+"""A golden case, what dnw_jax computes for it, and parameters in PyTorch's layout."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ import operator
 import zlib
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ MOBILENETS = {
     "mbv1_imagenet_dnw_small_x15": "imagenet_mbv1.py:multiplier=0.15,small=True",
     "mbv1_imagenet_dnw_x49": "imagenet_mbv1.py:multiplier=0.49",
 }
-# In training it draws random numbers.
+# Draws random numbers in training.
 DROPOUT = {"mbv1_cifar_td_eval": "cifar10_mbv1.py:edges=targeted_dropout"}
 RESNETS = {
     "resnet50_allsparse10": "imagenet_resnet.py",
@@ -46,17 +47,25 @@ RESNETS = {
 }
 CASES = TINY | MOBILENETS | DROPOUT | RESNETS
 
-# Where one pixel lies so close to zero that rounding decides whether it passes a ReLU: the bias of
-# that node, and how much more (or less) of it lets the pixel do, however we round, what it did in
-# the published run. See golden/README.md.
+# One pixel of these cases lies so close to zero that rounding decides whether it passes a ReLU. The
+# path of that node's bias, its index, and the amount to add. With it the pixel does what it did in
+# the published run, whatever the rounding. See golden/README.md.
 NUDGES = {
     "discrete_time_dnw": ("graph", "nodes", "bias", 542, 2e-6),
     "mobilenetv1_x25_cifar": ("layer_8", "mix_norm", "bias", 106, -2e-5),
 }
 
 
+class Step(NamedTuple):
+    """The state and the metrics after a training step, and the logits of its forward pass."""
+
+    state: TrainState
+    metrics: dict[str, jax.Array]
+    logits: np.ndarray
+
+
 class Case:
-    """One golden case and what our code makes of it, computed once."""
+    """One golden case, and what dnw_jax computes for it. Everything is computed once."""
 
     def __init__(self, name: str):
         self.name = name
@@ -97,7 +106,7 @@ class Case:
         return edge_layers(self.model)
 
     def reference_name(self, name: str) -> str:
-        """Of a layer that chooses edges."""
+        """The published name of a layer that chooses edges."""
         if self.config.model.name in ("tiny", "resnet"):
             return name
         return "linear.graph" if name == "head" else name.replace("graph_", "layers.") + ".graph"
@@ -106,7 +115,7 @@ class Case:
         return np.random.RandomState(zlib.crc32(f"{self.settings['salt']}/{name}".encode()))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Weights by the formula."""
+        """The weights that the formula makes."""
         values = {}
         for name, shape in self.settings["state_dict"].items():
             kind = name.rpartition(".")[2]
@@ -136,29 +145,35 @@ class Case:
         return {"image": images.transpose(0, 2, 3, 1), "label": labels}
 
     @cached_property
-    def logits(self) -> dict[bool, np.ndarray]:
-        """Of the batch of step 0, by whether in training mode."""
-        return {train: self.logits_of(self.state, train) for train in (False, True)}
-
-    def logits_of(self, state: TrainState, train: bool) -> np.ndarray:
-        return np.asarray(_logits(_freeze_edges(state), self.batch(0)["image"], train))
-
-    def run(self, state: TrainState) -> list[tuple[TrainState, dict[str, jax.Array]]]:
-        """State and metrics after steps 0, 1, 2; after 0 alone where later ones do not compare."""
-        done = []
-        first_alone = self.continuous or self.name in RESNETS
-        for step in range(1 if first_alone else self.settings["steps"]):
-            done.append(train_step(state, self.batch(step)))
-            state = done[-1][0]
-        return done
+    def eval_logits(self) -> np.ndarray:
+        """The logits of the batch of step 0 in evaluation mode."""
+        return self.logits_of(self.state, train=False)
 
     @cached_property
-    def steps(self) -> list[tuple[TrainState, dict[str, jax.Array]]]:
+    def train_logits(self) -> np.ndarray:
+        """The logits of the batch of step 0 in training mode."""
+        return self.steps[0].logits if self.steps else self.logits_of(self.state, train=True)
+
+    def logits_of(self, state: TrainState, train: bool) -> np.ndarray:
+        """The logits of the batch of step 0."""
+        return np.asarray(_logits(_freeze_edges(state), self.batch(0)["image"], train))
+
+    def run(self, state: TrainState) -> list[Step]:
+        """Steps 0, 1, 2; step 0 alone if later ones cannot be compared."""
+        steps: list[Step] = []
+        only_first = self.continuous or self.name in RESNETS
+        for number in range(1 if only_first else self.settings["steps"]):
+            state, metrics, logits = _step_and_logits(state, self.batch(number))
+            steps.append(Step(state, metrics, np.asarray(logits)))
+        return steps
+
+    @cached_property
+    def steps(self) -> list[Step]:
         return self.run(self.state)
 
     @cached_property
-    def steady_steps(self) -> list[tuple[TrainState, dict[str, jax.Array]]]:
-        """The steps without the choices that are left to rounding: see `NUDGES`."""
+    def steady_steps(self) -> list[Step]:
+        """The steps of a start at which rounding decides nothing: see `NUDGES`."""
         if self.name not in NUDGES:
             return self.steps
         params = jax.tree.map(lambda array: array, self.state.params)  # a copy of the nested dicts
@@ -169,9 +184,9 @@ class Case:
 
     @cached_property
     def gradients(self) -> dict[str, np.ndarray]:
-        """Of step 0, by the reference's names and layouts."""
-        # PyTorch's momentum buffer after the first step: the gradient and the decay.
-        buffer = optax.tree_utils.tree_get(self.steady_steps[0][0].opt_state, "trace")
+        """The gradients of step 0, by the reference's names and in its layouts."""
+        # After the first step the momentum buffer is the gradient plus the weight decay.
+        buffer = optax.tree_utils.tree_get(self.steady_steps[0].state.opt_state, "trace")
         decay = self.settings["weight_decay"]
         return reference_layout(
             jax.tree.map(lambda b, w: np.asarray(b - decay * w), buffer, self.state.params),
@@ -194,12 +209,18 @@ def _freeze_edges(state: TrainState) -> TrainState:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _logits(state, images, train):
+def _logits(state: TrainState, images: jax.Array, train: bool) -> jax.Array:
     return state.model()(images, train=train, key=jax.random.key(0))
 
 
+@jax.jit
+def _step_and_logits(state: TrainState, batch: dict[str, jax.Array]) -> tuple[Any, Any, jax.Array]:
+    """One program for both, because XLA computes and compiles their forward pass only once."""
+    return (*train_step(state, batch), _logits(state, batch["image"], True))
+
+
 def reference_layout(params: dict, config) -> dict[str, np.ndarray]:
-    """Trained arrays, nested as our modules, by the reference's names and as PyTorch lays out."""
+    """Trained arrays, nested like the modules, by the reference's names and in PyTorch's layout."""
     layouts = {"tiny": _tiny, "mbv1": _mbv1, "mobilenet": _mobilenet, "resnet": _resnet}
     layout = layouts[config.model.name]
     return {name: np.asarray(array) for name, array in layout(params, config).items()}

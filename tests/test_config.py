@@ -1,4 +1,4 @@
-"""Configurations: files, arguments, overrides, checks, and JSON and back."""
+"""Configurations: files, arguments, overrides, checks, JSON."""
 
 import ast
 import itertools
@@ -60,7 +60,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_config_file_loads(path: Path) -> None:
-    """With each of its arguments, which reach the model."""
+    """With every combination of arguments; each argument sets the field of `model`."""
     arguments = ARGUMENTS[path.name]
     for values in itertools.product(*arguments.values()):
         chosen = dict(zip(arguments, values, strict=True))
@@ -73,22 +73,11 @@ def test_every_config_file_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_config_file_says_how_to_run_it(path: Path) -> None:
+def test_config_docstrings_have_command_run_time_and_accuracy(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python -m dnw_jax.main --config=configs/{path.name}" in docstring
     assert "Run time:" in docstring
     assert "Test accuracy:" in docstring
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_config_files_import_only_ml_collections(path: Path) -> None:
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(str(node.module))
-    assert imported == {"ml_collections"}
 
 
 def test_the_recipe_of_the_paper() -> None:
@@ -109,7 +98,7 @@ def test_the_recipe_of_the_paper() -> None:
 # Defaults, then the file, then the overrides.
 
 
-def test_precedence(tmp_path: Path) -> None:
+def test_overrides_precede_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, "c.seed = 1; c.batch_size = 64; c.model = ConfigDict({'depth': depth})")
     config = load_config(f"{path}:depth=3", {"seed": "2"})
     assert config.seed == 2
@@ -119,17 +108,17 @@ def test_precedence(tmp_path: Path) -> None:
     assert config.model.solver.name == "dopri5"
 
 
-def test_the_last_override_counts(empty: str) -> None:
+def test_the_last_override_of_a_field_counts(empty: str) -> None:
     assert load_config(empty, [("seed", "1"), ("seed", "2")]).seed == 2
 
 
-def test_every_field_is_there_and_locked(empty: str) -> None:
+def test_a_config_has_every_field_and_is_locked(empty: str) -> None:
     config = load_config(empty)
     for name, field in schema.fields_of("tiny").items():
         assert config[name] == field.default
     with pytest.raises(AttributeError):
         config.model.new_field = 1
-    config.batch_size = 8  # existing fields stay settable
+    config.batch_size = 8  # existing fields can be set
     validate(config)
 
 
@@ -162,7 +151,7 @@ def test_override_texts_get_the_fields_type(
     empty: str, field: str, text: str, value: object
 ) -> None:
     got = load_config(empty, {field: text})[field]
-    # The text of a value shows its type, also inside a tuple: 1 is not 1.0.
+    # repr shows the type, also inside a tuple: 1 is not 1.0.
     assert repr(got) == repr(value)
 
 
@@ -179,7 +168,7 @@ def test_file_values_get_the_fields_type(
     assert repr(load_config(write(tmp_path, body))[field]) == repr(value)
 
 
-# Bad values: the message has the field, its value and what is allowed, on one screen.
+# Invalid values: the message has the field, its value and what is allowed.
 
 STEPS = "(first, last) with first < last, or None"
 MILESTONES = "numbers > 0, each larger than the one before"
@@ -233,7 +222,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("field", "text", "problem"), BAD)
-def test_bad_values(empty: str, field: str, text: str, problem: str) -> None:
+def test_invalid_values(empty: str, field: str, text: str, problem: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(empty, {field: text})
     heading, *problems = str(caught.value).splitlines()
@@ -268,7 +257,7 @@ def test_settings_that_contradict_each_other(
         assert text in str(caught.value)
 
 
-def test_block_size_matters_only_to_static_graphs(empty: str) -> None:
+def test_only_static_graphs_need_blocks_of_one_size(empty: str) -> None:
     for wiring in ("discrete", "continuous"):
         load_config(empty, {"model.num_nodes": "801", "model.depth": "1", "model.wiring": wiring})
 
@@ -277,14 +266,14 @@ def test_all_nodes_may_be_inputs_and_outputs(empty: str) -> None:
     load_config(empty, {"model.num_nodes": "132", "model.depth": "2"})
 
 
-def test_of_an_unknown_model_only_the_name_is_a_problem() -> None:
+def test_an_unknown_model_is_one_problem() -> None:
     with pytest.raises(UserError) as caught:
         load_config(DIGITS, {"model.name": "tinny", "model.sparsity": "0.5"})
     (problem,) = str(caught.value).splitlines()[1:]
     assert problem == "  model.name = 'tinny': must be one of tiny, mbv1, mobilenet, resnet"
 
 
-def test_all_violations_in_one_error(tmp_path: Path) -> None:
+def test_one_error_lists_all_problems(tmp_path: Path) -> None:
     path = write(tmp_path, "c.batch_size = 0; c.sede = 1; c.num_epochs = True")
     overrides = {"model.sparsity": "2", "model.num_nodes": "9", "datasett.flip": "true"}
     with pytest.raises(UserError) as caught:
@@ -306,7 +295,7 @@ def test_all_violations_in_one_error(tmp_path: Path) -> None:
         ("every_steps", "evaluate.every_steps or checkpoint.every_steps or log.every_steps"),
         ("model.solver", "its fields are model.solver.name, model.solver.rtol"),
         ("optimizer.momentum.beta", "did you mean optimizer.momentum"),
-        ("zzz", "there are"),
+        ("zzz", "the fields are"),
         ("", "no such field"),
     ],
 )
@@ -331,7 +320,7 @@ def test_unknown_fields_of_a_file(tmp_path: Path, body: str, name: str) -> None:
     assert name in str(caught.value)
 
 
-def test_validate_names_what_is_missing(empty: str) -> None:
+def test_validate_reports_missing_and_changed_fields(empty: str) -> None:
     config = ConfigDict({"seed": 0, "model": {"name": "tiny"}})
     with pytest.raises(UserError) as caught:
         validate(config)
@@ -358,10 +347,10 @@ def test_arguments_get_the_type_of_their_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("width=2", "there is no argument 'width'"),
+        ("width=2", "width=2: no such argument"),
         ("depth", "'depth' is not of the form key=value"),
         ("depth=3,", "'' is not of the form key=value"),
-        ("depth=3,depth=4", "'depth' is given twice"),
+        ("depth=3,depth=4", "depth is given twice"),
         ("depth=deep", "depth=deep: must be of type int"),
         ("depth=true", "depth=true: must be of type int"),
         ("flip=2", "flip=2: must be of type bool"),
@@ -374,13 +363,13 @@ def test_bad_arguments(empty: str, arguments: str, expected: str) -> None:
     assert "takes: depth=5, rate=0.1, flip=True, wiring='static'" in str(caught.value)
 
 
-def test_all_bad_arguments_in_one_error(empty: str) -> None:
+def test_one_error_lists_all_bad_arguments(empty: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(f"{empty}:width=2,depth=x,flip")
     assert all(text in str(caught.value) for text in ("width=2", "depth=x", "'flip'"))
 
 
-# Files that cannot be used.
+# Missing and broken files.
 
 
 def test_missing_files() -> None:
@@ -393,10 +382,12 @@ def test_missing_files() -> None:
 
 def test_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    with pytest.raises(UserError, match=r"no such file; there are .*configs/cifar10_tiny\.py, "):
+    with pytest.raises(
+        UserError, match=r"no such file; did you mean .*configs/cifar10_tiny\.py or "
+    ):
         load_config("no/such/folder/file.py:a=b")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there are no config files in"):
+    with pytest.raises(UserError, match="hold no config files"):
         load_config("no/such/folder/file.py:a=b")
 
 
@@ -441,14 +432,14 @@ VALUES = {
 
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_text_and_json_round_trips(values: dict[str, object]) -> None:
-    texts = {name: each if isinstance(each, str) else repr(each) for name, each in values.items()}
+    texts = {name: v if isinstance(v, str) else repr(v) for name, v in values.items()}
     config = load_config(DIGITS, texts)
     for name, value in values.items():
         assert config[name] == value
     assert from_json(to_json(config)) == config
 
 
-def test_json_fills_in_defaults_and_refuses_what_is_unknown() -> None:
+def test_json_gets_defaults_and_is_checked() -> None:
     assert from_json('{"seed": 3}').seed == 3
     assert from_json("{}").batch_size == 512
     with pytest.raises(UserError, match=r"model\.width = 2: no such field"):
@@ -461,13 +452,13 @@ def test_json_fills_in_defaults_and_refuses_what_is_unknown() -> None:
         from_json("{", source="runs/a/config.json")
 
 
-def test_json_is_plain_nested_json(empty: str) -> None:
+def test_json_is_nested(empty: str) -> None:
     plain = json.loads(to_json(load_config(empty)))
     assert plain["model"]["solver"]["rtol"] == 1e-3
     assert plain["schedule"]["milestones"] == [0.5, 0.75]
 
 
-# What a resume compares.
+# Comparing two configurations, as a resume does.
 
 
 def test_differing_fields() -> None:

@@ -1,4 +1,4 @@
-"""The published PyTorch code, number by number: see `golden/README.md` for what is compared."""
+"""Compares with numbers that the published PyTorch code computed: see `golden/README.md`."""
 
 import functools
 import hashlib
@@ -13,9 +13,9 @@ from golden_case import CASES, GOLDEN, RESNETS, TINY, Case, reference_layout
 import dnw_jax
 from dnw_jax.graphs.continuous_time import ContinuousTime
 
-# "Zero up to rounding" in PyTorch; a bias before a BatchNorm, for instance, has no effect.
+# A gradient norm below this is zero up to rounding: a bias before a BatchNorm has no effect.
 ZERO = 1e-5
-# What rounding decides comes out further off with another compiler: golden/README.md.
+# Another compiler rounds differently, and some numbers depend on it: golden/README.md.
 OLDER_JAX = jax.__version_info__ < (0, 10)
 
 
@@ -31,7 +31,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module", params=[name for name in CASES if Case.steps_of(name)])
 def trained_case(request: pytest.FixtureRequest) -> Case:
-    """A case that takes steps."""
+    """A case with training steps."""
     return case_of(request.param)
 
 
@@ -41,11 +41,12 @@ def test_every_case_is_there() -> None:
 
 def test_logits(case: Case) -> None:
     tolerance = 1e-3 if case.continuous else 1e-4
-    for mode, train in (("train", True), ("eval", False)):
-        if train and case.draws:  # other random numbers than PyTorch's
-            continue
+    logits = {"eval": case.eval_logits}
+    if not case.draws:  # JAX draws other random numbers than PyTorch
+        logits["train"] = case.train_logits
+    for mode, ours in logits.items():
         golden = case.arrays[f"logits_{mode}"]
-        close(case.logits[train], golden, tolerance * max(1, np.abs(golden).max()), mode)
+        close(ours, golden, tolerance * max(1, np.abs(golden).max()), mode)
 
 
 def test_wiring(case: Case) -> None:
@@ -53,7 +54,7 @@ def test_wiring(case: Case) -> None:
     assert all(mask.dtype == bool for mask in masks.values())
     if "masks" in case.settings:
         assert masks.keys() == case.settings["masks"].keys()
-    elif case.name == "static_dnw_no_update":  # no update rule: the top k all the same
+    elif case.name == "static_dnw_no_update":  # also chooses the top k
         magnitude = np.abs(case.state_dict()["graph.weight"][:, :, 0, 0]).T
         np.testing.assert_array_equal(masks["graph"], magnitude >= np.sort(magnitude, None)[-32000])
     elif case.name == "mbv1_cifar_complete":
@@ -65,7 +66,7 @@ def test_wiring(case: Case) -> None:
 
 
 def kernel_layout(mask) -> np.ndarray:
-    """As PyTorch lays out: targets, sources, height, width."""
+    """In PyTorch's layout: targets, sources, height, width."""
     return np.asarray(mask).T if mask.ndim == 2 else np.transpose(mask, (3, 2, 0, 1))
 
 
@@ -89,7 +90,7 @@ def test_every_gradient_is_compared(trained_case: Case) -> None:
 def test_gradients(trained_case: Case) -> None:
     case = trained_case
     tolerance = 2e-2 if case.continuous or case.rounds_relus else 1e-3
-    of_head = 0.3 if case.rounds_relus else tolerance
+    head_tolerance = 0.3 if case.rounds_relus else tolerance
     for name, gradient in case.gradients.items():
         head, golden = gradient.flatten()[:16], case.arrays[f"grad_head/{name}"]
         norm = case.settings["grad_norms"][name]
@@ -97,22 +98,22 @@ def test_gradients(trained_case: Case) -> None:
             assert np.linalg.norm(gradient) < ZERO, name
         else:
             close(np.linalg.norm(gradient), norm, tolerance * norm, name)
-            # Relative to the largest, but no finer than float32 sums over 64 pixels allow.
-            close(head, golden, max(of_head * np.abs(golden).max(), 1e-6 * norm), name)
+            # Relative to the largest entry, but no finer than float32 sums over 64 pixels are.
+            close(head, golden, max(head_tolerance * np.abs(golden).max(), 1e-6 * norm), name)
 
 
 def test_accuracy_of_the_first_step(trained_case: Case) -> None:
-    right = trained_case.logits[True].argmax(-1) == trained_case.batch(0)["label"]
-    assert float(trained_case.steps[0][1]["accuracy"]) == pytest.approx(right.mean())
+    correct = trained_case.train_logits.argmax(-1) == trained_case.batch(0)["label"]
+    assert float(trained_case.steps[0].metrics["accuracy"]) == pytest.approx(correct.mean())
 
 
 def test_losses(trained_case: Case) -> None:
-    """Of steps 0, 1, 2, as far as float32 decides them: see golden/README.md; what comes after."""
+    """Losses of steps 0, 1, 2, then weights and logits, as far as float32 determines them."""
     case = trained_case
     steps = case.steady_steps
-    losses = np.array([float(metrics["loss"]) for _, metrics in steps])
+    losses = np.array([float(step.metrics["loss"]) for step in steps])
     golden = case.arrays["losses"][: len(losses)]
-    if case.name in RESNETS:  # which diverge at this learning rate
+    if case.name in RESNETS:  # they diverge at this learning rate
         close(losses[0], golden[0], 2e-3, "loss")
         return
     if case.name == "mobilenetv1_x25_cifar":
@@ -120,25 +121,25 @@ def test_losses(trained_case: Case) -> None:
             np.abs(losses - golden), [2e-3, 0.05, 0.4 if OLDER_JAX else 0.2]
         )
         return
-    rounded = case.name == "mbv1_cifar_dnw_x225"  # its third step
+    rounded = case.name == "mbv1_cifar_dnw_x225"  # rounding matters in its third step
     close(losses[:2], golden[:2], 2e-3, "losses")
     close(losses, golden, 1e-2 if rounded else 2e-3, "losses")
     if case.continuous:  # nothing later is comparable
         return
-    params = reference_layout(steps[-1][0].params, case.config)
+    params = reference_layout(steps[-1].state.params, case.config)
     tolerance = (0.2 if OLDER_JAX else 0.05) if rounded else 1e-3
     for name, norm in case.settings["param_norms_after"].items():
         close(np.linalg.norm(params[name]), norm, tolerance * norm, name)
     if case.name in TINY:
         golden = case.arrays["logits_eval_after"]
-        logits = case.logits_of(steps[-1][0], train=False)
+        logits = case.logits_of(steps[-1].state, train=False)
         close(logits, golden, 1e-3 * max(1, np.abs(golden).max()), "logits after")
 
 
 def test_the_step_that_rounding_decides() -> None:
-    """The untouched start of `steady_steps`: one pixel may move the third loss."""
+    """From the published start, where rounding decides one pixel that moves the third loss."""
     case = case_of("discrete_time_dnw")
-    losses = [float(metrics["loss"]) for _, metrics in case.steps]
+    losses = [float(step.metrics["loss"]) for step in case.steps]
     close(losses[:2], case.arrays["losses"][:2], 2e-3, "losses")
     close(losses, case.arrays["losses"], 4e-3, "losses")
 
@@ -154,7 +155,7 @@ def _stages(state, images, train):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_stage(name: str) -> None:
-    """Against plain NumPy, because right logits may hide a wrong stage."""
+    """Compares with plain NumPy, because right logits may hide a wrong stage."""
     case = case_of(name)
     images = case.batch(0)["image"][:2]
     ours = jax.tree.map(np.asarray, _stages(case.state, images, False))
@@ -172,12 +173,12 @@ def test_every_stage(name: str) -> None:
             states = numpy_forward.static(planes, graph, [32, 224, 416, 608, 800], 100)[-1]
         case "discrete":
             states = numpy_forward.discrete(planes, graph, 5)[..., 700:]
-        case "continuous":  # depends on the solver's steps, which only the published logits tell
+        case "continuous":  # depends on the solver's steps; only the published logits test it
             return
     close(ours["graph"], states, 1e-4, "graph")
 
     logits = states[:, 2:4, 2:4].mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
-    close(case_of(name).logits[False][:2], logits, 1e-4, "logits")
+    close(case.eval_logits[:2], logits, 1e-4, "logits")
 
 
 def close(ours, golden, tolerance: float, name: str) -> None:

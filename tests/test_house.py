@@ -1,8 +1,10 @@
-"""The rules of the house: who imports whom, what is public, what every file and name must have."""
+"""The rules of the package: which folder imports which, public names, docstrings, types, words."""
 
 import ast
+import functools
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,8 @@ PACKAGE = ROOT / "dnw_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
-# The folders from top to bottom: each imports only from itself and from what follows it.
-# ARCHITECTURE.md draws them.
+# The folders and top-level modules from top to bottom. Each imports only from itself and from those
+# below it. ARCHITECTURE.md draws them.
 LAYERS = (
     "main",
     "commands",
@@ -37,20 +39,21 @@ LAYERS = (
     "errors",
     "version",
 )
-# What a folder does not need, although it lies below.
-NOT_BELOW = {
+TOP_LEVEL_MODULES = {"__init__", "main", "errors", "version"}
+# Layers below a folder that it must not import, either.
+FORBIDDEN_LAYERS = {
     "deploy": {"data", "platform", "show"},
     "show": {"models", "graphs", "data", "edges", "ops", "platform", "config"},
     "models": {"data", "platform"},
-    "graphs": {"data", "platform", "config", "errors"},
+    "graphs": {"data", "platform", "errors"},
     "data": {"edges", "ops", "platform"},
     "edges": {"platform", "config", "errors"},
     "ops": {"platform", "config", "errors"},
     "platform": {"config"},
 }
-STDLIB = set(sys.stdlib_module_names)
-# The only libraries that these folders may import.
-OTHERS = {
+STANDARD_LIBRARY = set(sys.stdlib_module_names)
+# The only other libraries that these layers may import.
+ALLOWED_LIBRARIES = {
     "ops": {"diffrax", "jax", "jaxtyping"},
     "edges": {"jax", "jaxtyping", "numpy"},
     "graphs": {"flax", "jax", "jaxtyping", "numpy"},
@@ -59,15 +62,16 @@ OTHERS = {
     "errors": set(),
     "version": set(),
 }
-# The only place, a folder or a file, that imports these libraries.
-ONLY_HOME = {
+# Libraries that only one folder or file may import.
+ONLY_IMPORTED_BY = {
     "orbax": "run/checkpoint.py",
     "diffrax": "ops/runge_kutta.py",
     "tensorboardX": "run/writers.py",
-    "cv2": "data",
-    "grain": "data",
-    "simplejpeg": "data",
+    "cv2": "data/",
+    "grain": "data/",
+    "simplejpeg": "data/",
 }
+# Optional or slow libraries: functions import them when they need them.
 NEVER_AT_MODULE_LEVEL = {
     "simplejpeg",
     "cv2",
@@ -79,53 +83,87 @@ NEVER_AT_MODULE_LEVEL = {
 }
 
 
-def home(path: Path) -> str:
-    """The module, or the folder, that a file of the package belongs to."""
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=relative)
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=relative)
+
+
+def layer_of(path: Path) -> str:
+    """The folder, or the top-level module, that a file of the package belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path, everywhere: bool = True) -> set[str]:
-    """Dotted names that a file imports; or only those at module level, not `if TYPE_CHECKING`."""
-    tree = ast.parse(path.read_text())
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imported_names(path: Path, module_level_only: bool = False) -> set[str]:
+    """Dotted names: `from dnw_jax import data` imports "dnw_jax.data"."""
+    tree = tree_of(path)
     names = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
+    for node in tree.body if module_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            # `from dnw_jax import data` imports dnw_jax.data.
+            assert node.level == 0, f"{relative(path)} has a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def ours_and_others(path: Path) -> tuple[set[str], set[str]]:
-    names = [name.split(".") for name in imports(path)]
-    ours = {parts[1] for parts in names if parts[0] == "dnw_jax" and len(parts) > 1}
-    return ours, {parts[0] for parts in names} - {"dnw_jax"} - STDLIB
+def imported_layers(path: Path) -> set[str]:
+    names = [name.split(".") for name in imported_names(path)]
+    return {parts[1] for parts in names if parts[0] == "dnw_jax" and len(parts) > 1}
 
 
-def test_the_layers_are_all_there_is() -> None:
-    assert {home(path) for path in FILES} == {"__init__", *LAYERS}
+def imported_libraries(path: Path, module_level_only: bool = False) -> set[str]:
+    names = imported_names(path, module_level_only)
+    return {name.split(".")[0] for name in names} - {"dnw_jax"} - STANDARD_LIBRARY
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+# Imports.
+
+
+def test_every_folder_is_a_layer() -> None:
+    assert {layer_of(path) for path in FILES} == {"__init__", *LAYERS}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == TOP_LEVEL_MODULES
+
+
+@each_file
 def test_imports_point_downwards(path: Path) -> None:
-    ours, others = ours_and_others(path)
-    if home(path) != "__init__":  # names, loaded when used
-        below = set(LAYERS[LAYERS.index(home(path)) :])
-        assert ours <= below - NOT_BELOW.get(home(path), set())
-    if home(path) in OTHERS:
-        assert others <= OTHERS[home(path)]
-    for library, only in ONLY_HOME.items():
-        place = path.relative_to(PACKAGE).as_posix()
-        assert library not in others or place.startswith(only), f"only {only} imports {library}"
-    top = {name.split(".")[0] for name in imports(path, everywhere=False)}
-    assert not top & NEVER_AT_MODULE_LEVEL
+    layer = layer_of(path)
+    below = set() if layer == "__init__" else set(LAYERS[LAYERS.index(layer) :])
+    for imported in imported_layers(path):
+        assert imported in below, f"{relative(path)} imports dnw_jax.{imported}, a layer above it"
+        assert imported not in FORBIDDEN_LAYERS.get(layer, ()), (
+            f"{relative(path)} imports dnw_jax.{imported}, which {layer}/ must not need"
+        )
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@each_file
+def test_libraries_stay_in_their_place(path: Path) -> None:
+    layer = layer_of(path)
+    for library in imported_libraries(path):
+        assert library in ALLOWED_LIBRARIES.get(layer, {library}), (
+            f"{relative(path)} imports {library}; {layer} may import only "
+            f"{sorted(ALLOWED_LIBRARIES[layer])}"
+        )
+        owner = f"dnw_jax/{ONLY_IMPORTED_BY.get(library, '')}"
+        assert relative(path).startswith(owner), (
+            f"{relative(path)} imports {library}; only {owner} may"
+        )
+    for library in imported_libraries(path, module_level_only=True):
+        assert library not in NEVER_AT_MODULE_LEVEL, (
+            f"{relative(path)} imports {library} at module level; import it where it is used"
+        )
+
+
+@each_config
 def test_configs_import_only_ml_collections(path: Path) -> None:
-    assert ours_and_others(path) == (set(), {"ml_collections"})
+    assert imported_names(path) == {"ml_collections.ConfigDict"}
 
 
 def run_python(code: str) -> str:
@@ -136,99 +174,141 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_wrong_settings_are_told_without_jax() -> None:
-    code = "import sys, dnw_jax.main, dnw_jax.config; print('jax' in sys.modules)"
+def test_settings_are_checked_without_importing_jax() -> None:
+    code = (
+        "import sys, dnw_jax.main\n"
+        "from dnw_jax import load_config, UserError\n"
+        "print('jax' in sys.modules)"
+    )
     assert run_python(code) == "False"
 
 
-def test_nothing_brings_tensorflow_or_torch() -> None:
+def test_importing_the_package_imports_no_optional_library() -> None:
     code = (
-        "import sys, dnw_jax.main, dnw_jax.train, dnw_jax.models.reference\n"
-        "print([m for m in ('tensorflow', 'torch', 'sklearn') if m in sys.modules])"
+        "import sys\n"
+        "import dnw_jax.main, dnw_jax.train\n"
+        "from dnw_jax import *\n"
+        "print(callable(build_model), callable(load_reference))\n"
+        "print([m for m in ('tensorflow', 'torch', 'sklearn', 'grain') if m in sys.modules])"
     )
-    assert run_python(code) == "[]"
+    assert run_python(code).splitlines() == ["True True", "[]"]
+
+
+# Public names.
 
 
 def test_public_names() -> None:
     assert list(dnw_jax.__all__) == sorted(dnw_jax.__all__)
     required = "build_model edge_mask load load_config load_reference top_edges wiring"
     assert {*required.split(), "UserError", "edge_budget", "__version__"} <= set(dnw_jax.__all__)
+    assert set(dnw_jax.__all__) <= set(dir(dnw_jax))
     for name in dnw_jax.__all__:
         value = getattr(dnw_jax, name)
-        assert name in dir(dnw_jax)
-        if name != "__version__":
-            assert (inspect.getdoc(value) or "").strip(), f"{name} has no docstring"
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        dnw_jax.nothing  # noqa: B018
-    assert run_python("from dnw_jax import *; print(callable(build_model))") == "True"
+        assert name == "__version__" or inspect.getdoc(value), f"{name} has no docstring"
+    with pytest.raises(AttributeError, match="no attribute 'unknown_name'"):
+        dnw_jax.unknown_name  # noqa: B018
 
 
-def module_name(path: Path) -> str:
-    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    return dotted.removesuffix(".__init__")
+def test_type_checkers_see_every_public_name() -> None:
+    """They take only `import x as x` in a stub for a public name."""
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    for statement in stub.body:
+        assert isinstance(statement, ast.ImportFrom)
+        for alias in statement.names:
+            assert alias.asname == alias.name, f"__init__.pyi: {alias.name} as {alias.asname}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+# Docstrings and types.
+
+
+@each_file
 def test_docstrings(path: Path) -> None:
-    """Every module, and every public function, class and method, says what it is."""
-    tree = ast.parse(path.read_text())
-    assert path.name == "version.py" or ast.get_docstring(tree)
+    """Every module, and every public function, class and method, has one."""
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), f"{relative(path)} has no docstring"
     definitions = (ast.FunctionDef, ast.ClassDef)
     for node in tree.body:
         if not isinstance(node, definitions) or node.name.startswith("_"):
             continue
-        assert ast.get_docstring(node), f"{node.name} has no docstring"
-        for inner in node.body if isinstance(node, ast.ClassDef) else ():
-            documented = isinstance(inner, definitions) and not inner.name.startswith("_")
-            assert not documented or ast.get_docstring(inner), inner.name
+        assert ast.get_docstring(node), f"{relative(path)}: {node.name} has no docstring"
+        for method in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(method, definitions) and not method.name.startswith("_"):
+                assert ast.get_docstring(method), (
+                    f"{relative(path)}: {node.name}.{method.name} has no docstring"
+                )
 
 
 @pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if home(path) in ("edges", "graphs", "ops")],
-    ids=lambda path: str(path.relative_to(PACKAGE)),
+    "path", [path for path in FILES if layer_of(path) in ("edges", "graphs", "ops")], ids=relative
 )
 def test_public_functions_have_types(path: Path) -> None:
-    """At run time: what the module itself defines, `jit` and `custom_vjp` unwrapped."""
-    module = importlib.import_module(module_name(path))
+    """At run time, because `jit` and `custom_vjp` wrap some of them."""
+    module_name = relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    module = importlib.import_module(module_name)
     for name, value in vars(module).items():
-        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+        if name.startswith("_") or getattr(value, "__module__", None) != module_name:
             continue
-        assert inspect.getdoc(value), f"{name} has no docstring"
+        assert inspect.getdoc(value), f"{module_name}.{name} has no docstring"
         if inspect.isfunction(value):
-            hints = {**inspect.get_annotations(inspect.unwrap(value))}
-            parameters = inspect.signature(value).parameters
-            assert hints.keys() >= parameters.keys() | {"return"}, f"{name} lacks types"
+            types = inspect.get_annotations(inspect.unwrap(value))
+            untyped = {*inspect.signature(value).parameters, "return"} - types.keys()
+            assert not untyped, f"{module_name}.{name} lacks types: {sorted(untyped)}"
 
 
 def test_files_are_short() -> None:
-    lengths = {str(path): len(path.read_text().splitlines()) for path in FILES}
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in FILES}
     assert {path: length for path, length in lengths.items() if length > 330} == {}
 
 
-def attributes_read() -> set[str]:
-    """Every attribute name that occurs in the package, `schema.py` left out."""
-    nodes = [
-        node
+# Settings.
+
+
+def test_every_setting_is_read() -> None:
+    """As an attribute, somewhere in the package outside of config/schema.py."""
+    attributes = {
+        node.attr
         for path in FILES
         if path.name != "schema.py"
-        for node in ast.walk(ast.parse(path.read_text()))
-    ]
-    return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute)
+    }
+    settings = {name for model in schema.MODELS for name in schema.fields_of(model)}
+    assert {name for name in settings if name.rpartition(".")[2] not in attributes} == set()
 
 
-@pytest.mark.parametrize("name", sorted(schema.fields_of("tiny")))
-def test_every_setting_is_read(name: str) -> None:
-    assert name.rpartition(".")[2] in attributes_read()
+def test_a_model_has_the_shared_settings_and_its_own() -> None:
+    for name, model in schema.MODELS.items():
+        assert schema.fields_of(name).keys() == schema.SHARED.keys() | model.fields.keys()
 
 
-def test_every_setting_of_every_model_is_known() -> None:
-    for model, entry in schema.MODELS.items():
-        assert set(schema.fields_of(model)) == schema.SHARED.keys() | entry.fields.keys()
+# Words.
+
+PROSE = sorted(
+    {
+        *FILES,
+        *CONFIGS,
+        *(ROOT / "experiments").rglob("*.py"),
+        *(ROOT / "experiments").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "README.md",
+        ROOT / "ARCHITECTURE.md",
+    }
+)
+# Plain English has a simpler word for each: again, must, ours, continues, reports.
+FORBIDDEN_WORDS = re.compile(
+    r"\b(anew|shall|of\s+our\s+own|goes\s+on|(is|are)\s+told)\b", re.IGNORECASE
+)
 
 
-@pytest.mark.parametrize("path", [*FILES, *CONFIGS], ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_machine_paths_and_no_future_imports(path: Path) -> None:
+@pytest.mark.parametrize("path", PROSE, ids=relative)
+def test_plain_english(path: Path) -> None:
     text = path.read_text()
+    lines = [text[: match.start()].count("\n") + 1 for match in FORBIDDEN_WORDS.finditer(text)]
+    words = [match[0] for match in FORBIDDEN_WORDS.finditer(text)]
+    assert not words, f"{relative(path)}, lines {lines}: {words}"
+
+
+@pytest.mark.parametrize("path", [*FILES, *CONFIGS], ids=relative)
+def test_no_machine_paths_and_no_future_imports(path: Path) -> None:
     for banned in ("/work/", "/tmp/", "/home/", "from __future__"):
-        assert banned not in text
+        assert banned not in path.read_text(), f"{relative(path)} contains {banned!r}"

@@ -1,4 +1,4 @@
-"""ImageNet: pixels, random crops, damaged records, batches and runs on the real sample."""
+"""ImageNet: pixels, random crops, damaged photographs, batches, and runs on the real sample."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from small_runs import ROOT, arrays, assert_same_bits, checkpoint_steps, rows
+from small_runs import DIGITS, ROOT, arrays, assert_same_bits, checkpoint_steps, rows
 
 from dnw_jax import data
 from dnw_jax.data.photographs import evaluation_image, random_crop, training_image
@@ -23,7 +23,7 @@ needs_real_data = pytest.mark.skipif(
 
 
 def photograph(width: int, height: int, mode: str = "RGB", form: str = "JPEG") -> bytes:
-    """A smooth picture with something in every corner."""
+    """A smooth picture whose corners differ."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1)
     blue = 127.5 + 127.5 * np.sin(x / 9 + y / 7)
@@ -37,7 +37,7 @@ def photograph(width: int, height: int, mode: str = "RGB", form: str = "JPEG") -
 
 
 def torchvision_pixels(encoded: bytes, size: int, resized: int) -> np.ndarray:
-    """Resize(resized), CenterCrop(size), as torchvision 0.27 has them for Pillow images."""
+    """Resize(resized), CenterCrop(size), as torchvision 0.27 does it with Pillow images."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     width, height = image.size
     if width <= height:
@@ -52,7 +52,7 @@ def torchvision_pixels(encoded: bytes, size: int, resized: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("width", "height"), [(500, 375), (375, 500), (256, 256), (75, 56), (301, 1000), (224, 225)]
 )
-def test_evaluation_pixels_are_those_of_pillow(width: int, height: int) -> None:
+def test_evaluation_pixels_equal_torchvisions(width: int, height: int) -> None:
     encoded = photograph(width, height)
     ours = evaluation_image(encoded, 224)
     np.testing.assert_array_equal(ours, torchvision_pixels(encoded, 224, 256))
@@ -60,7 +60,7 @@ def test_evaluation_pixels_are_those_of_pillow(width: int, height: int) -> None:
 
 
 @needs_real_data
-def test_evaluation_pixels_of_real_photographs() -> None:
+def test_evaluation_pixels_of_real_photographs_equal_torchvisions() -> None:
     photographs = data.Photographs.of(section(), "test")
     for index in range(0, 100, 7):
         ours, _ = photographs.example(index, lambda encoded: evaluation_image(encoded, 224))
@@ -79,7 +79,7 @@ def test_evaluation_pixels_of_real_photographs() -> None:
         ("P", "PNG"),
     ],
 )
-def test_every_kind_of_file(mode: str, form: str) -> None:
+def test_every_kind_of_image_file_has_three_channels(mode: str, form: str) -> None:
     encoded = photograph(120, 90, mode, form)
     rng = np.random.default_rng(0)
     plain = evaluation_image(photograph(120, 90, "RGB", form), 64).astype(float)
@@ -89,7 +89,7 @@ def test_every_kind_of_file(mode: str, form: str) -> None:
         assert np.abs(evaluation_image(encoded, 64) - plain).mean() < 8
 
 
-def test_a_rotation_in_the_file_is_ignored() -> None:
+def test_exif_rotations_are_ignored() -> None:
     image, exif = Image.open(io.BytesIO(photograph(120, 90))), Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -104,8 +104,8 @@ def test_a_rotation_in_the_file_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1600, 1200), (200, 150)])
-def test_training_shows_the_part_that_was_drawn(size: tuple[int, int]) -> None:
-    """Close to Pillow's resize of it, also where the JPEG is decoded at half its size."""
+def test_training_pixels_are_close_to_pillows(size: tuple[int, int]) -> None:
+    """Also if the JPEG is decoded at half its size."""
     encoded = photograph(*size)
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def test_training_shows_the_part_that_was_drawn(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("resized_crop", [False, True])
-def test_mirrored_every_other_time(resized_crop: bool) -> None:
+def test_half_of_the_training_images_are_mirrored(resized_crop: bool) -> None:
     fields = {"random_resized_crop": resized_crop, "image_size": 16}
     mirrored, plain = (photographs(flip=flip, **fields) for flip in (True, False))
     count = 0
@@ -165,7 +165,7 @@ def test_random_crops() -> None:
     area, ratio = width * height / 120_000, width / height
     assert area.min() > 0.07
     assert area.max() > 0.93
-    assert 0.4 < area.mean() < 0.48  # uniform, but that large ones do not fit in every ratio
+    assert 0.4 < area.mean() < 0.48  # below 0.54, because large parts do not fit in every ratio
     assert ratio.min() > 0.74
     assert ratio.max() < 1.35
     assert abs(np.log(ratio).mean()) < 0.05
@@ -182,15 +182,15 @@ def test_crops_of_narrow_photographs(
     assert (left >= 0, top >= 0) == (True, True)
     assert (width, height) <= size
     if min(size) == 20:
-        found = {random_crop(*size, np.random.default_rng(seed)) for seed in range(50)}
-        assert expected in found
+        drawn = {random_crop(*size, np.random.default_rng(seed)) for seed in range(50)}
+        assert expected in drawn
 
 
 # Batches.
 
 
 def section(data_dir: object = REAL, **fields: Any) -> ConfigDict:
-    known = {
+    defaults = {
         "name": "imagenet2012",
         "data_dir": str(data_dir),
         "image_size": 32,
@@ -201,11 +201,11 @@ def section(data_dir: object = REAL, **fields: Any) -> ConfigDict:
         "num_workers": 0,
         "on_error": "raise",
     }
-    return ConfigDict(known | fields)
+    return ConfigDict(defaults | fields)
 
 
 class Source(list):
-    """Examples as TFDS gives them."""
+    """Examples as TFDS returns them."""
 
     @classmethod
     def of(cls, encoded: list[bytes]) -> "Source":
@@ -222,11 +222,11 @@ def photographs(damaged: tuple[int, ...] = (), **fields: Any) -> data.Photograph
     return data.Photographs(section(**fields), "train", Source.of(encoded))
 
 
-def train_batches(source: data.Photographs, rows: slice = slice(4)) -> list[data.HostBatch]:
+def train_batches(source: data.Photographs, rows: slice = slice(4)) -> list[data.NumpyBatch]:
     return list(source.train_batches(3, 4, range(2, 6), rows))
 
 
-def test_a_batch_depends_on_its_step_alone() -> None:
+def test_a_batch_depends_only_on_its_step() -> None:
     whole = train_batches(photographs())
     assert [batch["image"].shape for batch in whole] == [(4, 32, 32, 3)] * 4
     (third,) = photographs().train_batches(3, 4, range(4, 5), slice(4))
@@ -241,7 +241,7 @@ def test_a_batch_depends_on_its_step_alone() -> None:
     assert sorted(epochs[:10]) == sorted(epochs[10:]) == list(range(10))
 
 
-def test_the_same_photograph_is_cut_anew_in_each_epoch() -> None:
+def test_each_epoch_draws_other_crops() -> None:
     (first,), (second,) = (
         photographs().train_batches(3, 10, range(epoch, epoch + 1), slice(10)) for epoch in (0, 1)
     )
@@ -250,7 +250,7 @@ def test_the_same_photograph_is_cut_anew_in_each_epoch() -> None:
     assert not same.any()
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+def test_without_augmentation_training_images_equal_evaluation_images() -> None:
     source = photographs(random_resized_crop=False, flip=False)
     for batch in train_batches(source):
         for image, label in zip(batch["image"], batch["label"], strict=True):
@@ -267,7 +267,7 @@ def test_evaluation_covers_each_photograph_once(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_photograph_is_named(num_workers: int) -> None:
+def test_the_error_names_the_damaged_photograph(num_workers: int) -> None:
     source = photographs(damaged=(7,), num_workers=num_workers)
     message = r"imagenet2012 \(train\): example 7, file n7\.JPEG, cannot be read"
     with pytest.raises(UserError, match=message):
@@ -276,31 +276,39 @@ def test_a_damaged_photograph_is_named(num_workers: int) -> None:
         list(source.evaluation_batches(4, slice(4)))
 
 
-def test_damaged_photographs_can_be_passed_over() -> None:
+def test_damaged_photographs_are_skipped_on_request() -> None:
     source = photographs(damaged=(7, 8), on_error="skip")
     (batch,) = source.train_batches(3, 10, range(1), slice(10))
     whole = data.train_indices(3, 0, 10, 10)
     np.testing.assert_array_equal(batch["label"], np.where(np.isin(whole, (7, 8)), 9, whole))
-    assert batch["skipped"] == 3  # for 7 two are passed over, for 8 one
+    assert batch["skipped"] == 3  # 7 and 8 for 7, 8 for 8
     batches = list(source.evaluation_batches(4, slice(4)))
     labels = np.concatenate([batch["label"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(labels, [0, 1, 2, 3, 4, 5, 6, 9])
     assert sum(int(batch["skipped"]) for batch in batches) == 2
 
 
-def test_nothing_that_can_be_read() -> None:
+def test_an_error_if_no_photograph_can_be_read() -> None:
     source = photographs(damaged=tuple(range(10)), on_error="skip")
     with pytest.raises(UserError, match="no example can be read"):
         train_batches(source)
 
 
-# The real sample, through main.
+# The real sample, through main. The model is the smallest, because it compiles fast.
 
 SMALL = {
+    "dataset.name": "imagenet2012",
     "dataset.data_dir": str(REAL),
-    "dataset.image_size": "16",
+    "dataset.image_size": "8",
+    "dataset.num_channels": "3",
+    "dataset.num_classes": "1000",
     "dataset.num_workers": "2",
-    "model.width": "0.0625",
+    "dataset.flip": "true",
+    "model.num_nodes": "24",
+    "model.num_inputs": "4",
+    "model.num_outputs": "8",
+    "model.depth": "3",
+    "model.sparsity": "0.5",
     "batch_size": "45",  # 10 steps in an epoch
     "num_steps": "14",
     "schedule.name": "constant",
@@ -312,14 +320,16 @@ SMALL = {
 def flags(workdir: Path, **more: str) -> list[str]:
     fields = SMALL | {name.replace("__", "."): text for name, text in more.items()}
     return [
-        f"--config={ROOT / 'configs' / 'imagenet_mbv1.py'}",
+        f"--config={DIGITS}",
         f"--workdir={workdir}",
         *(f"--config.{name}={text}" for name, text in fields.items()),
     ]
 
 
 @needs_real_data
-def test_a_run_on_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_on_the_sample_and_its_resumption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(flags(whole)) == 0
     assert [row["num_examples"] for row in rows(whole, "test")] == [100, 100]
@@ -327,7 +337,7 @@ def test_a_run_on_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     every = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["input_wait"] <= 1 for row in every if row["split"] == "train")
 
-    # The same in two starts, the second with threads instead of processes.
+    # The same run, stopped and resumed; the second part decodes in threads instead of processes.
     assert (
         main([*flags(stopped, num_steps="14", evaluate__every_steps="7"), "--config.num_steps=7"])
         == 0

@@ -1,4 +1,4 @@
-"""The published weights: every array finds its place, and what does not fit is told at once."""
+"""Loading the published weights: every array's place, and errors for arrays that do not fit."""
 
 import importlib.util
 import json
@@ -70,7 +70,7 @@ def config_of(wiring: str, edges: str = "dnw"):
 
 
 def state_dict(wiring: str) -> dict[str, np.ndarray]:
-    """Each entry of each array is a number that occurs nowhere else."""
+    """Published arrays in which no number occurs twice."""
     arrays, start = {}, 0.0
     for name, shape in (STEM | GRAPHS[wiring]).items():
         size = int(np.prod(shape))
@@ -79,7 +79,7 @@ def state_dict(wiring: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def refused(arrays: object, wiring: str = "static", edges: str = "dnw") -> list[str]:
+def problems_of(arrays: object, wiring: str = "static", edges: str = "dnw") -> list[str]:
     """The problems that the error lists."""
     with pytest.raises(UserError) as caught:
         dnw_jax.load_reference(arrays, config_of(wiring, edges))
@@ -89,13 +89,13 @@ def refused(arrays: object, wiring: str = "static", edges: str = "dnw") -> list[
 
 
 @pytest.mark.parametrize("wiring", GRAPHS)
-def test_every_entry_finds_its_place(wiring: str) -> None:
+def test_every_published_entry_is_loaded_to_its_place(wiring: str) -> None:
     arrays = state_dict(wiring)
     model = dnw_jax.load_reference(arrays, config_of(wiring))
     prefix = "odesolve.odefunc." if wiring == "continuous" else ""
 
-    def same(ours, name: str, where: object = ..., axes: tuple[int, ...] | None = None) -> None:
-        expected = arrays.pop(name)[where]
+    def same(ours, name: str, index: object = ..., axes: tuple[int, ...] | None = None) -> None:
+        expected = arrays.pop(name)[index]
         np.testing.assert_array_equal(ours[...], expected.transpose(axes), err_msg=name)
 
     for conv, name in ((model.stem.conv, "downsample.0"), (model.stem.mix, "downsample.4")):
@@ -113,7 +113,7 @@ def test_every_entry_finds_its_place(wiring: str) -> None:
     same(model.stem.depthwise_kernel, "downsample.3.weight", np.s_[:, 0], (1, 2, 0))
     same(model.stem.depthwise_bias, "downsample.3.bias")
     same(model.graph.nodes.kernel, f"{prefix}conv.weight", np.s_[:, 0], (1, 2, 0))
-    # [targets, sources, 1, 1] there, [sources, targets] here.
+    # [targets, sources, 1, 1] in PyTorch, [sources, targets] here.
     same(model.graph.edges.weight, f"{prefix}graph.weight", np.s_[:, :, 0, 0], (1, 0))
     same(model.head.kernel, "fc.weight", axes=(1, 0))
     same(model.head.bias, "fc.bias")
@@ -133,28 +133,28 @@ def test_the_mask_of_a_random_graph(wiring: str) -> None:
         state_dict(wiring) | {name: drawn}, config_of(wiring, edges="random")
     )
     np.testing.assert_array_equal(dnw_jax.wiring(model)["graph"], drawn[:, :, 0, 0].T == 1)
-    (problem,) = refused(state_dict(wiring) | {name: drawn / 2}, wiring, "random")
+    (problem,) = problems_of(state_dict(wiring) | {name: drawn / 2}, wiring, "random")
     assert problem == f"a mask that is not all zeros and ones: {name}"
-    # Other rules need none: one that does nothing is let pass, any other would be another network.
+    # Other rules keep no mask: a mask of ones does nothing; any other would be another network.
     dnw_jax.load_reference(state_dict(wiring) | {name: np.ones_like(drawn)}, config_of(wiring))
-    (problem,) = refused(state_dict(wiring) | {name: drawn}, wiring)
+    (problem,) = problems_of(state_dict(wiring) | {name: drawn}, wiring)
     assert problem.startswith(f"a mask that is not all ones: {name}")
-    assert refused(state_dict(wiring), wiring, "random") == [f"missing: {name} (12, 12, 1, 1)"]
+    assert problems_of(state_dict(wiring), wiring, "random") == [f"missing: {name} (12, 12, 1, 1)"]
 
 
 @pytest.mark.parametrize("name", ["foo.mask", "bar.zeros", "fc.num_batches_tracked"])
-def test_a_name_that_only_looks_dispensable(name: str) -> None:
-    assert refused(state_dict("static") | {name: np.ones(3)}) == [f"unknown: {name} (3,)"]
+def test_a_name_that_resembles_an_unused_buffer_is_unknown(name: str) -> None:
+    assert problems_of(state_dict("static") | {name: np.ones(3)}) == [f"unknown: {name} (3,)"]
 
 
-def test_every_problem_in_one_error() -> None:
+def test_one_error_lists_every_problem() -> None:
     arrays = state_dict("static")
     del arrays["fc.bias"], arrays["norm.2.weight"]
     arrays["downsample.0.weight"] = np.zeros((2, 3, 3, 3))
     arrays["conv.weight"] = np.zeros((12, 9))
     arrays["norm.3.weight"] = np.zeros(4)
     arrays["head.weight"] = np.zeros((3, 2))
-    assert sorted(refused(arrays)) == [
+    assert sorted(problems_of(arrays)) == [
         "missing: fc.bias (3,)",
         "missing: norm.2.weight (4,)",
         "unknown: head.weight (3, 2)",
@@ -164,15 +164,15 @@ def test_every_problem_in_one_error() -> None:
     ]
 
 
-def test_nothing_at_all() -> None:
-    holding = {name for name in state_dict("static") if "num_batches" not in name} - {"zeros"}
-    problems = refused({})
-    assert {line.split()[1] for line in problems} == holding
+def test_an_empty_state_dict() -> None:
+    needed = {name for name in state_dict("static") if "num_batches" not in name} - {"zeros"}
+    problems = problems_of({})
+    assert {line.split()[1] for line in problems} == needed
     assert all(line.startswith("missing: ") for line in problems)
 
 
 def test_weights_of_another_wiring() -> None:
-    problems = refused(state_dict("discrete"), "continuous")
+    problems = problems_of(state_dict("discrete"), "continuous")
     assert "unknown: graph.weight (12, 12, 1, 1)" in problems
     assert "missing: odesolve.odefunc.graph.weight (12, 12, 1, 1)" in problems
 
@@ -190,8 +190,8 @@ def leaves(model: nnx.Module) -> list[np.ndarray]:
     return [np.asarray(a) for _, a in sorted(nnx.to_flat_state(nnx.state(model)))]
 
 
-def test_the_shapes_are_those_of_the_published_code() -> None:
-    """Ours above are small; the golden files have the full ones."""
+def test_the_names_here_are_those_of_the_published_code() -> None:
+    """The golden files have the published names and the full shapes."""
     for name, wiring in (
         ("static_dnw", "static"),
         ("discrete_time_dnw", "discrete"),
@@ -205,7 +205,7 @@ def test_the_shapes_are_those_of_the_published_code() -> None:
 
 
 def test_a_pt_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.pt; there is no such file"):
+    with pytest.raises(UserError, match=r"model\.pt: no such file"):
         dnw_jax.load_reference(tmp_path / "model.pt", config_of("static"))
 
 
@@ -230,5 +230,5 @@ def test_a_pt_file(tmp_path: Path, key: str | None) -> None:
     with pytest.raises(UserError, match="no such file"):
         dnw_jax.load_reference(tmp_path / "other.pt", config_of("static"))
     (tmp_path / "broken.pt").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="no PyTorch file of plain arrays"):
+    with pytest.raises(UserError, match="not a PyTorch file of plain arrays"):
         dnw_jax.load_reference(str(tmp_path / "broken.pt"), config_of("static"))

@@ -1,4 +1,4 @@
-"""Sparse ResNets: their layers, names and start, what they cost, and the recipe's optimizer."""
+"""Sparse ResNets: layers, names, initial weights, cost, and the recipe's optimizer."""
 
 import math
 from pathlib import Path
@@ -18,9 +18,10 @@ from dnw_jax.models.resnet import ARCHS, Arch, ResNet
 from dnw_jax.step.optimizer import learning_rate_schedule, sgd
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGENET, CIFAR10 = CONFIGS / "imagenet_resnet.py", CONFIGS / "cifar10_resnet.py"
 
-# Parameters with a bias in the last layer, as torchvision's documentation lists them.
+# Numbers of parameters in torchvision's documentation, which count a bias in the last layer.
 TORCHVISION = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -38,20 +39,20 @@ def config_of(path: Path, arguments: str = "", **fields: object) -> ConfigDict:
     return dnw_jax.load_config(f"{path}:{arguments}" if arguments else path, texts)
 
 
-def small(arguments: str = "", **fields: object) -> nnx.Module:
+def small_resnet(arguments: str = "", **fields: object) -> nnx.Module:
     fields = {"model__width": 0.125, "dataset__num_classes": 7, **fields}
     return dnw_jax.build_model(config_of(IMAGENET, arguments, **fields))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_sizes(arch: str) -> None:
+def test_numbers_of_parameters_and_layers(arch: str) -> None:
     shapes = jax.eval_shape(
         lambda: nnx.state(
             dnw_jax.build_model(config_of(IMAGENET, f"arch={arch},edges=complete")), nnx.Param
         )
     )
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    assert size == TORCHVISION[arch] - 1000  # no bias
+    assert size == TORCHVISION[arch] - 1000  # the last layer has no bias
     depth = sum(len(leaf.shape) == 4 for leaf in jax.tree.leaves(shapes))
     shortcuts = sum("downsample" in str(path) for path, _ in leaves_of(shapes)) // 3
     assert depth - shortcuts == int(arch.removeprefix("resnet"))
@@ -62,7 +63,7 @@ def leaves_of(tree: object) -> list:
 
 
 def test_every_convolution_chooses_edges() -> None:
-    model = small("arch=resnet18,sparsity=0.8")
+    model = small_resnet("arch=resnet18,sparsity=0.8")
     wiring = dnw_jax.wiring(model)
     assert {"conv1", "layer1.0.conv1", "layer2.0.downsample.0", "layer4.1.conv2", "fc"} <= set(
         wiring
@@ -71,13 +72,13 @@ def test_every_convolution_chooses_edges() -> None:
     for mask in wiring.values():
         assert int(mask.sum()) == edge_budget(mask.size, 0.8)
     assert wiring["conv1"].shape == (7, 7, 3, 8)
-    dense_first = dnw_jax.wiring(small("arch=resnet18,sparsity=0.8,first_layer=dense"))
+    dense_first = dnw_jax.wiring(small_resnet("arch=resnet18,sparsity=0.8,first_layer=dense"))
     assert np.all(dense_first["conv1"])
     assert int(dense_first["fc"].sum()) == edge_budget(64 * 7, 0.8)
 
 
 def test_weights_start_as_he_normal() -> None:
-    params = nnx.to_pure_dict(nnx.state(small("arch=resnet50", model__width=0.5), nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(small_resnet("arch=resnet50", model__width=0.5), nnx.Param))
     for path, array in traverse_util.flatten_dict(params, sep=".").items():
         if array.ndim == 4:
             scaled = np.asarray(array) * math.sqrt(math.prod(array.shape[:3]) / 2)
@@ -90,7 +91,7 @@ def test_weights_start_as_he_normal() -> None:
 
 @pytest.mark.parametrize("arch", [Arch(False, (1, 1, 1, 1)), Arch(True, (1, 2, 1, 1))])
 @pytest.mark.parametrize("small_images", [False, True])
-def test_planes(arch: Arch, small_images: bool) -> None:
+def test_shapes_and_strides(arch: Arch, small_images: bool) -> None:
     model = ResNet(
         arch, 3, 5, 0.5, RULES["dnw"], width=0.125, small_images=small_images, rngs=nnx.Rngs(0)
     )
@@ -99,7 +100,7 @@ def test_planes(arch: Arch, small_images: bool) -> None:
     assert logits.shape == (2, 5)
     stem = nnx.eval_shape(lambda: nnx.clone(model).conv1(images))
     assert stem.shape == (2, 32, 32, 8) if small_images else (2, 16, 16, 8)
-    # v1.5: the convolution of 3x3 has the stride.
+    # ResNet v1.5: the 3x3 convolution has the stride.
     block = getattr(model.layer2, "0")
     strided = block.conv2 if arch.bottleneck else block.conv1
     assert strided.strides == 2
@@ -110,12 +111,12 @@ def test_planes(arch: Arch, small_images: bool) -> None:
 
 
 def test_dropout_draws_in_every_layer() -> None:
-    model = small("arch=resnet18,edges=targeted_dropout")
-    assert model.conv1.rule.rho == 0.9  # the published code's: the sparsity
-    half = small("arch=resnet18,edges=targeted_dropout", model__sparsity=0.5)
+    model = small_resnet("arch=resnet18,edges=targeted_dropout")
+    assert model.conv1.rule.rho == 0.9  # the sparsity, as in the published code
+    half = small_resnet("arch=resnet18,edges=targeted_dropout", model__sparsity=0.5)
     assert half.fc.rule.rho == 0.5
-    own = small("arch=resnet18,edges=targeted_dropout", model__rho=0.7)
-    assert own.fc.rule.rho == 0.7
+    given = small_resnet("arch=resnet18,edges=targeted_dropout", model__rho=0.7)
+    assert given.fc.rule.rho == 0.7
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     with pytest.raises(ValueError, match="pass key="):
         model(images, train=True)
@@ -126,26 +127,26 @@ def test_dropout_draws_in_every_layer() -> None:
 
 
 def test_bfloat16() -> None:
-    model = small("arch=resnet18", dtype="bfloat16")
+    model = small_resnet("arch=resnet18", dtype="bfloat16")
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     assert jax.eval_shape(lambda x: nnx.clone(model)(x, train=False), images).dtype == jnp.float32
     assert model.conv1(jnp.ones((1, 8, 8, 3))).dtype == jnp.bfloat16
     assert model.conv1.kernel[...].dtype == jnp.float32
 
 
-# What it costs.
+# Costs.
 
 
 def test_costs_of_the_dense_resnet50() -> None:
     model = dnw_jax.build_model(config_of(IMAGENET, "edges=complete"))
     report = dnw_jax.profile(model, image_size=224)
     assert report.params == TORCHVISION["resnet50"] - 1000
-    assert report.macs == 4_089_184_256  # 4.09 billion, as everybody counts it
+    assert report.macs == 4_089_184_256  # the usual count
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_dead_edges_do_not_matter(arch: str) -> None:
-    model = small(f"arch={arch},sparsity=0.97", model__width=0.0625)
+def test_only_counted_edges_influence_the_logits(arch: str) -> None:
+    model = small_resnet(f"arch={arch},sparsity=0.97", model__width=0.0625)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     report = dnw_jax.profile(model, 32)
     rows = {row.name.replace("downsample", "downsample.0"): row for row in report.rows}
@@ -155,14 +156,13 @@ def test_dead_edges_do_not_matter(arch: str) -> None:
     assert set(rows) == set(layers)
     real = sum(int(mask.sum()) for mask in dnw_jax.wiring(model).values())
     assert 0 < sum(row.edges or 0 for row in report.rows) < real
-    # Edges that were not counted have no effect on the logits.
     slopes = jax.jit(
         jax.grad(lambda k: jnp.sum(_with_kernels(model, k)(images, train=False) ** 2))
     )({name: layer.kernel[...] for name, layer in layers.items()})
     wiring = dnw_jax.wiring(model)
     for name, slope in slopes.items():
-        matters = np.asarray(wiring[name]) & (np.asarray(slope) != 0)
-        assert matters.sum() <= rows[name].edges, name
+        influential = np.asarray(wiring[name]) & (np.asarray(slope) != 0)
+        assert influential.sum() <= rows[name].edges, name
 
 
 def _with_kernels(model: nnx.Module, kernels: dict[str, jax.Array]) -> nnx.Module:
@@ -185,11 +185,11 @@ def test_macs_by_hand() -> None:
     assert rows["layer1.0.conv1"].params == 9 * 8 * 8 + 2 * 8
 
 
-# The recipe.
+# The optimizer of the recipe.
 
 
 def test_warm_up_and_cosine_by_epoch() -> None:
-    """As the published `lr_cosine_policy`: 5 epochs up, 95 down, steps of an epoch."""
+    """As in the published `lr_cosine_policy`: 5 epochs up, 95 down, constant in an epoch."""
     schedule = learning_rate_schedule(config_of(IMAGENET), 100 * 3, 3)
     rates = [float(schedule(jnp.int32(step))) for step in range(300)]
     for epoch in range(100):
@@ -209,17 +209,17 @@ def test_warm_up_of_every_schedule(name: str) -> None:
     schedule = learning_rate_schedule(config, 40, 4)
     rates = [float(schedule(jnp.int32(step))) for step in range(40)]
     np.testing.assert_allclose(rates[:8], [0.256 * (t + 1) / 8 for t in range(8)], rtol=1e-6)
-    if name in ("cosine", "linear"):  # over what is left
+    if name in ("cosine", "linear"):  # over the remaining epochs
         after = learning_rate_schedule(plain, 32, 4)
         expected = [float(after(jnp.int32(step))) for step in range(32)]
-    else:  # at the epochs where it would change without a warm-up
+    else:  # at the same epochs as without a warm-up
         after = learning_rate_schedule(plain, 40, 4)
         expected = [float(after(jnp.int32(step))) for step in range(8, 40)]
     np.testing.assert_allclose(rates[8:], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_only_norms_called_bn_are_not_decayed() -> None:
-    """By name, as published: the norms of the shortcuts are decayed."""
+    """By name, as in the published code: so the norms of the shortcuts are decayed."""
     config = config_of(IMAGENET, "arch=resnet18", model__width=0.125)
     params = nnx.to_pure_dict(nnx.state(dnw_jax.build_model(config), nnx.Param))
     params = jax.tree.map(jnp.ones_like, params)

@@ -1,4 +1,4 @@
-"""What a setting may be: its type, what is allowed, and how it reads on a command line."""
+"""The kinds of settings: type, allowed values, and how a command line's text is read."""
 
 import ast
 import math
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def from_text(text: Any, kind: type) -> Any:
-    """A command line's text as a value of `kind`; text that cannot be one, or no text, stays."""
+def parse(text: Any, kind: type) -> Any:
+    """Returns `text`, as a command line gives it, as a value of `kind`.
+
+    Text that cannot be read is returned as it is, for the check of the field to report it. So is a
+    value that is not a string.
+    """
     if kind is str or not isinstance(text, str):
         return text
     if kind is bool:
@@ -22,9 +26,9 @@ def from_text(text: Any, kind: type) -> Any:
     return (value,) if kind is tuple and type(value) in (int, float) else value
 
 
-def as_kind(value: Any, kind: type) -> Any:
-    """An integer given for a float as a float, a list given for a tuple as a tuple."""
-    if kind is float and type(value) is int and abs(value) < 2**53:
+def convert(value: Any, kind: type) -> Any:
+    """Returns an integer as a float and a list as a tuple where `kind` asks for it."""
+    if kind is float and type(value) is int and abs(value) < 2**53:  # exact as a float
         return float(value)
     if kind is tuple and isinstance(value, list):
         return tuple(value)
@@ -33,10 +37,15 @@ def as_kind(value: Any, kind: type) -> Any:
 
 @dataclass(frozen=True)
 class Field:
-    """One setting: what it is when nobody sets it, and what it may be.
+    """One setting.
 
-    `allowed` says in words what `check` tests; `check` sees values of `kind` only. With `item`,
-    `kind` is tuple and each of its elements is an `item`. An `optional` field may be None.
+    Attributes:
+      default: the value if nobody sets the field.
+      kind: the type.
+      allowed: the allowed values, in words; error messages say "must be {allowed}".
+      check: whether a value of type `kind` is allowed.
+      item: the type of each element if `kind` is tuple.
+      optional: whether the value may be None.
     """
 
     default: Any
@@ -46,15 +55,15 @@ class Field:
     item: type | None = None
     optional: bool = False
 
-    def normalised(self, value: Any) -> Any:
-        """The value as it is stored: see `as_kind`."""
-        value = as_kind(value, self.kind)
+    def convert(self, value: Any) -> Any:
+        """Returns the value as a configuration stores it: see the function `convert`."""
+        value = convert(value, self.kind)
         if self.item is not None and isinstance(value, tuple):
-            return tuple(as_kind(element, self.item) for element in value)
+            return tuple(convert(element, self.item) for element in value)
         return value
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` is of the right type (True is no integer) and in range."""
+        """Returns whether `value` has the right type and is allowed. True is not an integer."""
         if value is None:
             return self.optional
         # By exact type: bool is a subclass of int.
@@ -65,45 +74,51 @@ class Field:
 
 
 def integer(default: int | None, at_least: int) -> Field:
-    """A whole number; a default of None makes the field optional."""
+    """Returns a field for a whole number; a default of None makes it optional."""
     allowed = f"an integer >= {at_least}" + (" or None" if default is None else "")
     return Field(default, int, allowed, lambda n: n >= at_least, optional=default is None)
 
 
 def number(default: float, allowed: str, check: Callable[[float], bool]) -> Field:
-    """A finite real number."""
+    """Returns a field for a finite real number."""
     return Field(default, float, f"a number {allowed}", lambda x: math.isfinite(x) and check(x))
 
 
 def at_least_0(default: float) -> Field:
-    """A finite real number that is not negative."""
+    """Returns a field for a finite real number >= 0."""
     return number(default, ">= 0", lambda x: x >= 0)
 
 
 def fraction(default: float) -> Field:
-    """A real number from 0 up to, but not, 1."""
+    """Returns a field for a real number in [0, 1)."""
     return number(default, "in [0, 1)", lambda x: 0 <= x < 1)
 
 
 def positive(default: float) -> Field:
-    """A finite real number above 0."""
+    """Returns a field for a finite real number > 0."""
     return number(default, "> 0", lambda x: x > 0)
 
 
 def choice(default: str, *others: str) -> Field:
-    """One of a few names."""
+    """Returns a field for one of a few names."""
     names = (default, *others)
     return Field(default, str, "one of " + ", ".join(names), lambda name: name in names)
 
 
 def flag(default: bool) -> Field:
-    """True or false."""
+    """Returns a field for true or false."""
     return Field(default, bool, "true or false")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What several settings must satisfy together; `holds` takes their values in order."""
+class Constraint:
+    """A condition that several settings must satisfy together.
+
+    Attributes:
+      fields: the names of the settings.
+      allowed: the condition in words, for the error message.
+      holds: takes the values of the settings in order.
+    """
 
     fields: tuple[str, ...]
     allowed: str
@@ -112,7 +127,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Model:
-    """The settings that only one model has."""
+    """The settings of one model that the other models lack, and their constraints."""
 
     fields: Mapping[str, Field]
-    rules: tuple[Rule, ...] = ()
+    constraints: tuple[Constraint, ...] = ()

@@ -1,4 +1,4 @@
-"""What is fixed about each dataset."""
+"""The statistics of each dataset, and the settings that each dataset fixes."""
 
 from ml_collections import ConfigDict
 
@@ -6,8 +6,8 @@ from dnw_jax.errors import UserError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
-# Mean and standard deviation per channel, in units where white is 1. One value stands for all
-# channels of `synthetic`; cifar10's are the reference's, rounded as there.
+# Mean and standard deviation of each channel, in units where white is 1. `synthetic` has one value
+# for all channels. The values of cifar10 are those of the published code, rounded as there.
 STATISTICS: dict[str, Statistics] = {
     "digits": ((0.3053,), (0.3760,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -16,7 +16,7 @@ STATISTICS: dict[str, Statistics] = {
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-# What the data fix of `config.dataset`; the other fields are the user's choice.
+# The fields of `config.dataset` that the data determine. The user chooses the others.
 _FIXED_FIELDS: dict[str, dict[str, int]] = {
     "digits": {"num_channels": 1, "num_classes": 10},
     "mnist": {"image_size": 28, "num_channels": 1, "num_classes": 10},
@@ -27,13 +27,20 @@ _FIXED_FIELDS: dict[str, dict[str, int]] = {
 
 
 def check_fields(dataset: ConfigDict) -> None:
-    """Raises UserError if fields contradict the data: all such fields are listed."""
+    """Checks that the fields fit the data.
+
+    Args:
+      dataset: the `dataset` section of a config.
+
+    Raises:
+      UserError: fields contradict the data. The message lists all of them.
+    """
     wrong = [
-        f"  dataset.{field}={dataset[field]}, must be {right}"
-        for field, right in _FIXED_FIELDS[dataset.name].items()
-        if dataset[field] != right
+        f"  dataset.{field} = {dataset[field]}: must be {value}"
+        for field, value in _FIXED_FIELDS[dataset.name].items()
+        if dataset[field] != value
     ]
     if dataset.name == "digits" and dataset.image_size < 8:
-        wrong.append(f"  dataset.image_size={dataset.image_size}, must be 8 or more")
+        wrong.append(f"  dataset.image_size = {dataset.image_size}: must be 8 or more")
     if wrong:
         raise UserError("\n".join([f"These fields contradict dataset {dataset.name!r}:", *wrong]))

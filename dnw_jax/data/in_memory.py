@@ -1,4 +1,4 @@
-"""Small image datasets, decoded once into one uint8 array. Reading needs no TensorFlow."""
+"""Decodes a small image dataset once into one uint8 array. Reading needs no TensorFlow."""
 
 import io
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ class Split:
 
 
 def load_split(dataset: ConfigDict, split: Literal["train", "test"]) -> Split:
-    """Reads one split of the dataset that `dataset` names into memory.
+    """Returns one split of the dataset `dataset.name`.
 
     Args:
-      dataset: the `dataset` section of a config: `name`, `data_dir` ("" for TFDS's own default),
+      dataset: the `dataset` section of a config: `name`, `data_dir` (empty: the default of TFDS),
         `image_size`, `num_channels`, `num_classes`.
       split: "train" or "test".
 
     Raises:
-      UserError: a field contradicts the data (all such fields are listed), the data are not there
-        or cannot be read, or a label is out of range.
+      UserError: fields contradict the data, the files are missing or cannot be read, or a label is
+        out of range.
     """
     check_fields(dataset)
     if dataset.name == "synthetic":
@@ -53,18 +53,18 @@ def load_split(dataset: ConfigDict, split: Literal["train", "test"]) -> Split:
 def _check_labels(dataset: ConfigDict, labels: np.ndarray) -> None:
     if labels.min() < 0 or labels.max() >= dataset.num_classes:
         raise UserError(
-            f"Dataset {dataset.name!r} has labels {labels.min()}..{labels.max()}, but "
-            f"dataset.num_classes={dataset.num_classes} allows 0..{dataset.num_classes - 1}."
+            f"dataset.num_classes = {dataset.num_classes}: must be at least {labels.max() + 1}; "
+            f"{dataset.name!r} has labels {labels.min()}..{labels.max()}"
         )
 
 
 def _digits(image_size: int, split: str) -> Split:
-    """scikit-learn's 1,797 handwritten digits; every fifth is the test set."""
+    """The 1,797 handwritten digits of scikit-learn. Every fifth image is a test image."""
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 (an extra, and slow to import)
     except ModuleNotFoundError as error:
         raise UserError(
-            "dataset.name='digits' needs scikit-learn, which carries the images. Install it:\n"
+            "dataset.name = 'digits': needs scikit-learn, which contains the images. Install it:\n"
             "  pip install 'dnw-jax[digits]'"
         ) from error
 
@@ -81,13 +81,13 @@ def _digits(image_size: int, split: str) -> Split:
 
 
 def _synthetic(dataset: ConfigDict, split: str) -> Split:
-    """Images for tests: each class a smooth pattern of its own, under noise.
+    """Images for tests: a smooth random pattern for each class, and noise.
 
-    512 for training and 200 for testing, so that the last batch is rarely full.
+    512 are for training and 200 for testing, so the last batch is rarely full.
     """
     size, num_classes = dataset.image_size, dataset.num_classes
     num_examples = 512 if split == "train" else 200
-    # The patterns are the same in both splits, the noise is not.
+    # Both splits have the same patterns and different noise.
     coefficients = np.random.default_rng(0).normal(size=(num_classes, 4, 4, dataset.num_channels))
     waves = np.cos(np.pi * np.outer(np.arange(4), np.arange(size) + 0.5) / size)
     patterns = np.einsum("kuvc,uy,vx->kyxc", coefficients, waves, waves)
@@ -105,8 +105,8 @@ def _from_tfds(dataset: ConfigDict, split: str) -> Split:
     shape = (dataset.image_size, dataset.image_size, dataset.num_channels)
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
+    # disable=None shows no progress bar if stderr is not a terminal.
     progress = tqdm(total=len(source), desc=f"{dataset.name} {split}", unit="image", disable=None)
-    # disable=None: silent where stderr is not a terminal
     with progress, damage_as_user_error(dataset, split):
         for start in range(0, len(source), 1000):
             indices = range(start, min(start + 1000, len(source)))

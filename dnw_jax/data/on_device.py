@@ -1,4 +1,4 @@
-"""A split that lives on the device; batches are made of it inside jit."""
+"""A split that lives on the device. Batches are gathered from it inside jit."""
 
 import functools
 from dataclasses import dataclass
@@ -19,7 +19,15 @@ from dnw_jax.data.in_memory import Split
 )
 @dataclass(frozen=True)
 class DeviceSplit:
-    """All images of a split as a pytree, with how they become what a model sees."""
+    """All images of a split and their augmentation, as a pytree.
+
+    Attributes:
+      images: all images of the split, uint8.
+      labels: int32, 0..num_classes-1.
+      statistics: mean and standard deviation, see `normalise`.
+      crop_padding: see `random_crop_flip`.
+      flip: see `random_crop_flip`.
+    """
 
     images: UInt8[Array, "examples height width channels"]
     labels: Int[Array, " examples"]
@@ -29,7 +37,7 @@ class DeviceSplit:
 
     @classmethod
     def of(cls, split: Split, dataset: ConfigDict) -> "DeviceSplit":
-        """`split` with the augmentation of the `dataset` section of a config."""
+        """Puts `split` on the device; `dataset` is a section of a config."""
         return cls(
             jax.numpy.asarray(split.images),
             jax.numpy.asarray(split.labels),
@@ -41,7 +49,16 @@ class DeviceSplit:
     def train_batch(
         self, indices: Int[Array, " batch"], positions: UInt[Array, " batch"], key: Key[Array, ""]
     ) -> dict[str, Array]:
-        """Augmented and normalised: `image` float32 [batch, height, width, channels], `label`."""
+        """Returns the examples `indices`, augmented and normalised.
+
+        Args:
+          indices: of the examples in the split.
+          positions: of the examples in the whole run; the augmentation depends on them.
+          key: of the augmentation.
+
+        Returns:
+          `image` float32 [batch, height, width, channels] and `label` int32 [batch].
+        """
         images = self.images[indices]
         images = random_crop_flip(key, positions, images, self.crop_padding, self.flip)
         return {"image": self._normalised(images), "label": self.labels[indices]}
@@ -49,7 +66,7 @@ class DeviceSplit:
     def evaluation_batch(
         self, indices: Int[Array, " batch"], mask: Bool[Array, " batch"]
     ) -> dict[str, Array]:
-        """As they are: `image` and `label` as in training, and the mask, false for padding."""
+        """Returns `image` and `label` as in training, but not augmented, and `mask`."""
         image = self._normalised(self.images[indices])
         return {"image": image, "label": self.labels[indices], "mask": mask}
 

@@ -1,4 +1,4 @@
-"""Encoded photographs -> square uint8 images, on the host: ImageNet's transforms."""
+"""ImageNet's transforms: encoded photographs -> square uint8 images, on the host."""
 
 import io
 import math
@@ -9,20 +9,24 @@ from PIL import Image
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
-# Of torchvision's RandomResizedCrop: shares of the area, and width / height.
+# The ranges of torchvision's RandomResizedCrop: the share of the area, and width / height.
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 
 
 def evaluation_image(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The central square: the shorter side resized to size / 0.875 (256 for 224), then cropped.
+    """Resizes the shorter side to size / 0.875 (256 for 224) and returns the central square.
 
-    The pixels are those of torchvision's Resize and CenterCrop on a Pillow image: bilinear,
-    antialiased. EXIF rotations are ignored, as there.
+    The pixels equal those of torchvision's Resize (bilinear, antialiased) and CenterCrop on a
+    Pillow image. Like torchvision it ignores EXIF rotations.
+
+    Args:
+      encoded: an image file: JPEG or anything else that Pillow reads.
+      size: height and width of the result.
     """
     image = _open(encoded)
     shorter = round(size / 0.875)
-    # The shorter side exactly, the longer truncated.
+    # Torchvision truncates the longer side.
     width, height = (
         shorter if side == min(image.size) else int(shorter * side / min(image.size))
         for side in image.size
@@ -35,12 +39,18 @@ def evaluation_image(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 
 def training_image(
     encoded: bytes, size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """A random part of the photograph, resized.
+    """Returns a random part of the photograph, resized.
 
-    The distribution of torchvision's RandomResizedCrop (8 % to 100 % of the area, 3:4 to 4:3).
-    Decoded by libjpeg-turbo and resized by OpenCV, in half of Pillow's time; the pixels differ a
-    little from Pillow's, as OpenCV does not average over what it leaves out. Where that is more
-    than one pixel of two the JPEG is decoded at a smaller size.
+    The distribution is that of torchvision's RandomResizedCrop: 8 % to 100 % of the area, width
+    to height 3:4 to 4:3. libjpeg-turbo decodes and OpenCV resizes, in half of Pillow's time. The
+    pixels differ a little from Pillow's, because OpenCV interpolates between the nearest pixels
+    instead of averaging over all of them. A part that is at least twice as large as the result is
+    decoded at a smaller size, so that most pixels are averaged all the same.
+
+    Args:
+      encoded: an image file: JPEG or anything else that Pillow reads.
+      size: height and width of the result.
+      rng: draws the part.
     """
     import cv2  # noqa: PLC0415 (an extra)
 
@@ -54,9 +64,10 @@ def training_image(
 
 
 def _decode(encoded: bytes, shrink: float) -> Pixels:
-    """All pixels; at a smaller size where `shrink` >= 2, which is by how much it may be smaller.
+    """Decodes a whole photograph, at 1/2, 1/4 or 1/8 of its size if `shrink` >= 2, 4 or 8.
 
-    Of a damaged file it shows what Pillow shows, or raises what Pillow raises.
+    Pillow decodes files that libjpeg-turbo refuses, so damaged files give Pillow's pixels or
+    Pillow's errors.
     """
     import simplejpeg  # noqa: PLC0415 (an extra)
 
@@ -66,14 +77,23 @@ def _decode(encoded: bytes, shrink: float) -> Pixels:
         return simplejpeg.decode_jpeg(
             encoded, min_height=height // factor, min_width=width // factor, min_factor=factor
         )
-    except ValueError:  # no JPEG, four channels, or damaged: Pillow decides
+    except ValueError:  # not a JPEG, four channels, or damaged
         return np.asarray(_open(encoded))
 
 
 def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a random part, drawn as torchvision's RandomResizedCrop does.
+    """Draws a random part of a photograph, as torchvision's RandomResizedCrop does.
 
-    Ten draws of area and ratio; if none fits, the largest central part of an allowed ratio.
+    Draws area and ratio up to ten times. If none fits, it returns the largest central part with
+    an allowed ratio.
+
+    Args:
+      width: of the photograph, in pixels.
+      height: of the photograph, in pixels.
+      rng: draws the part.
+
+    Returns:
+      (left, top, width, height) in pixels.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*_AREA)
@@ -89,6 +109,6 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """Three channels, whatever the file has: grey, CMYK, a palette, transparency."""
+    """Converts every kind of image (grey, CMYK, palette, transparent) to three channels."""
     with Image.open(io.BytesIO(encoded)) as image:
         return image.convert("RGB")

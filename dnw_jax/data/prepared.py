@@ -1,4 +1,7 @@
-"""Datasets that TensorFlow Datasets prepared as ArrayRecord files. Reading needs no TensorFlow."""
+"""Reads datasets that TensorFlow Datasets (TFDS) prepared as ArrayRecord files.
+
+Reading needs no TensorFlow.
+"""
 
 import os
 import shlex
@@ -13,16 +16,20 @@ from dnw_jax.errors import UserError
 
 
 def open_source(dataset: ConfigDict, split: str) -> Any:
-    """The examples of a split, by number, with their images still encoded.
+    """Returns the examples of a split, by index, with encoded images.
+
+    Args:
+      dataset: the `dataset` section of a config.
+      split: the name of the split in TFDS.
 
     Raises:
-      UserError: the files are not there, or damaged.
+      UserError: the files are missing or damaged.
     """
     folder = _prepared_folder(dataset, split)
     with damage_as_user_error(dataset, split):
         import tensorflow_datasets as tfds  # noqa: PLC0415 (slow to import)
 
-        # SkipDecoding and Pillow: a fifth faster than letting TFDS decode, the same pixels.
+        # Decoding with Pillow is a fifth faster than with TFDS, and gives the same pixels.
         return tfds.builder_from_directory(folder).as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
@@ -30,51 +37,53 @@ def open_source(dataset: ConfigDict, split: str) -> Any:
 
 @contextmanager
 def damage_as_user_error(dataset: ConfigDict, split: str) -> Iterator[None]:
-    """Turns whatever a damaged file leads to into a UserError that says how to mend it."""
+    """Turns any error from reading a damaged file into a UserError with the remedy."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of TFDS, ArrayRecord and Pillow: each has its own
+    except Exception as error:  # TFDS, ArrayRecord and Pillow raise different ones
         raise UserError(
-            f"dataset.data_dir={dataset.data_dir!r}: the files of {dataset.name!r} ({split}) in "
-            f"{_prepared_folder(dataset, split)} are damaged ({reason(error)}).\n"
-            f"Delete that folder and prepare it anew:\n{_how_to_prepare(dataset)}"
+            f"dataset.data_dir = {dataset.data_dir!r}: the files of {dataset.name!r} ({split}) in "
+            f"{_prepared_folder(dataset, split)} are damaged ({first_line(error)}).\n"
+            f"Delete that folder and prepare it again:\n{_how_to_prepare(dataset)}"
         ) from error
 
 
-def reason(error: Exception) -> str:
-    """An error in one line."""
+def first_line(error: Exception) -> str:
+    """Returns the first line of the error's message, at most 200 characters."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _prepared_folder(dataset: ConfigDict, split: str) -> Path:
-    """The newest version's folder that holds all of the split's ArrayRecord files.
+    """The folder of the newest version that holds all ArrayRecord files of the split.
 
-    TFDS itself takes a missing folder for a TFRecord dataset and says so, hence this check.
+    Without this check TFDS would report a missing folder as a dataset of TFRecord files.
     """
     name, data_dir = dataset.name, _data_dir(dataset)
     if complete := _complete_versions(data_dir, name, split):
         return max(complete, key=_version)
-    above = [folder for folder in data_dir.parents[:2] if _complete_versions(folder, name, split)]
-    where = shlex.quote(str(data_dir / name))
+    # Users often name the folder of the dataset, or of its version.
+    parents = [folder for folder in data_dir.parents[:2] if _complete_versions(folder, name, split)]
+    dataset_dir = shlex.quote(str(data_dir / name))
     raise UserError(
-        f"dataset.data_dir={dataset.data_dir!r}: no complete ArrayRecord files of {name!r} "
+        f"dataset.data_dir = {dataset.data_dir!r}: no complete ArrayRecord files of {name!r} "
         f"({split}) in {data_dir / name}.\n"
-        + "".join(f"Did you mean dataset.data_dir={str(folder)!r}?\n" for folder in above)
-        + "If they are elsewhere, set dataset.data_dir to the folder that holds "
+        + "".join(f"Did you mean dataset.data_dir={str(folder)!r}?\n" for folder in parents)
+        + "If another folder has them, set dataset.data_dir to the folder that holds "
         f"{name}/<version>/.\n"
-        "Else prepare them once (only this needs TensorFlow):\n"
+        "If not, prepare them once (only this needs TensorFlow):\n"
         + _how_to_prepare(dataset)
-        + "\nor, where that folder already has a TFRecord copy, instead of the last line:\n"
-        f"  prepare/bin/tfds convert_format --dataset_dir={where} --out_file_format=array_record"
+        + "\nIf that folder has a TFRecord copy, replace the last line by:\n"
+        f"  prepare/bin/tfds convert_format --dataset_dir={dataset_dir} "
+        "--out_file_format=array_record"
     )
 
 
 def _how_to_prepare(dataset: ConfigDict) -> str:
     folder = shlex.quote(str(_data_dir(dataset)))
     lines = [
-        "  python3 -m venv prepare  # TensorFlow asks for older versions of what training uses",
+        "  python3 -m venv prepare  # TensorFlow needs older versions of some packages",
         "  prepare/bin/pip install 'dnw-jax[prepare]'  # in a clone of dnw_jax: '.[prepare]'",
         f"  prepare/bin/tfds build {dataset.name} --file_format=array_record --data_dir={folder}",
     ]

@@ -1,6 +1,7 @@
-"""ImageNet, read and decoded as it is needed by Grain's worker processes.
+"""Reads ImageNet while a run trains: Grain's worker processes decode batches ahead.
 
-A batch is a pure function of the seed and the step: workers, hosts and resumption change nothing.
+A batch is a pure function of the seed and the step. It does not depend on the number of workers
+and hosts, or on where a run was resumed.
 """
 
 import contextlib
@@ -20,15 +21,17 @@ from ml_collections import ConfigDict
 from dnw_jax.data.batches import evaluation_indices, steps_per_epoch, train_indices
 from dnw_jax.data.dataset_info import check_fields
 from dnw_jax.data.photographs import evaluation_image, training_image
-from dnw_jax.data.prepared import open_source, reason
+from dnw_jax.data.prepared import first_line, open_source
 from dnw_jax.errors import UserError
 
-# What is ready before it is asked for, in batches of each worker.
-_READY = 2
+# How many batches each worker decodes ahead.
+_NUM_PREFETCHED = 2
 
+# Added to (seed, position), so that augmentation and shuffle, which draws from (seed, epoch), use
+# different random numbers.
 _AUGMENTATION = 1
 
-HostBatch = dict[str, np.ndarray]
+NumpyBatch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Photographs:
 
     Attributes:
       dataset: the `dataset` section of a config.
-      split: as TFDS names it.
-      source: TFDS's examples by number.
+      split: the name of the split in TFDS.
+      source: the examples as TFDS returns them, by index; images are encoded.
     """
 
     dataset: ConfigDict
@@ -47,7 +50,16 @@ class Photographs:
 
     @classmethod
     def of(cls, dataset: ConfigDict, split: Literal["train", "test"]) -> "Photographs":
-        """Opens a split. Raises UserError as `load_split` does."""
+        """Opens a split.
+
+        Args:
+          dataset: the `dataset` section of a config.
+          split: "train" or "test"; the test set is what TFDS calls "validation".
+
+        Raises:
+          UserError: fields contradict the data, a package is missing, or the files are missing or
+            damaged.
+        """
         check_fields(dataset)
         for module in ("cv2", "grain", "simplejpeg"):
             _check_installed(module)
@@ -59,55 +71,72 @@ class Photographs:
 
     def train_batches(
         self, seed: int, batch_size: int, steps: range, rows: slice
-    ) -> Generator[HostBatch]:
-        """The batches of these steps.
+    ) -> Generator[NumpyBatch]:
+        """Yields the training batches of `steps`.
 
-        `rows` are those of each batch that this host makes. A batch holds `image`, uint8 [rows,
-        size, size, 3], augmented; `label`, int32 [rows]; and `skipped`, the number of damaged
-        examples that others stand for.
+        Args:
+          seed: of the shuffle and the augmentation.
+          batch_size: examples of a batch, on all hosts together.
+          steps: the numbers of the steps, from 0.
+          rows: the part of each batch that this host decodes.
+
+        Yields:
+          `image` uint8 [rows, size, size, 3], augmented; `label` int32 [rows]; `skipped` int32 [],
+          the number of damaged examples that other examples replace.
         """
         load = TrainBatch(self, seed, batch_size, rows)
-        return _read_ahead(load, steps, self.dataset.num_workers)
+        return _prefetched(load, steps, self.dataset.num_workers)
 
-    def evaluation_batches(self, batch_size: int, rows: slice) -> Generator[HostBatch]:
-        """Every example once. A batch holds `image` and `label` as in training, and `mask`.
+    def evaluation_batches(self, batch_size: int, rows: slice) -> Generator[NumpyBatch]:
+        """Yields batches that hold every example once.
 
-        The mask, bool [rows], is false for padding and for damaged examples (`skipped` of them).
+        Args:
+          batch_size: examples of a batch, on all hosts together.
+          rows: the part of each batch that this host decodes.
+
+        Yields:
+          `image`, not augmented, and `label` as in training; `mask` bool [rows], false for padding
+          and for damaged examples; `skipped` int32 [], the number of damaged examples.
         """
         load = EvaluationBatch(self, batch_size, rows)
         numbers = range(steps_per_epoch(len(self), batch_size))
-        return _read_ahead(load, numbers, self.dataset.num_workers)
+        return _prefetched(load, numbers, self.dataset.num_workers)
 
     def example(self, index: int, transform: Any) -> tuple[np.ndarray, int]:
-        """The transformed image and the label of one example.
+        """Returns the transformed image and the label of one example.
+
+        Args:
+          index: of the example in the split.
+          transform: takes the encoded image, returns an array.
 
         Raises:
-          UserError: it cannot be read or decoded; names the dataset, split, index and file.
+          UserError: the example cannot be read or decoded. The message names the dataset, the
+            split, the index and the file.
         """
         file_name = "?"
         try:
             example = self.source[index]
             file_name = example["file_name"].decode()
             return transform(example["image"]), int(example["label"])
-        except Exception as error:  # of ArrayRecord, TFDS, Pillow and OpenCV
+        except Exception as error:  # ArrayRecord, TFDS, Pillow and OpenCV raise different ones
             raise UserError(
                 f"{self.dataset.name} ({self.split}): example {index}, file {file_name}, cannot be "
-                f"read ({reason(error)}). Prepare the data anew, or go on without it: "
-                "dataset.on_error='skip'."
+                f"read ({first_line(error)}). Prepare the data again, or skip such examples: "
+                "dataset.on_error='skip'"
             ) from error
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Makes a host's rows of the batch of a step."""
+    """Decodes the rows of a training batch that belong to this host. Workers receive it pickled."""
 
     photographs: Photographs
     seed: int
     batch_size: int
     rows: slice
 
-    def __call__(self, step: int) -> HostBatch:
-        """The batch of `step`."""
+    def __call__(self, step: int) -> NumpyBatch:
+        """Returns the batch of `step`; see `Photographs.train_batches`."""
         indices = train_indices(self.seed, step, len(self.photographs), self.batch_size)
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         examples = [
@@ -122,11 +151,10 @@ class TrainBatch:
         }
 
     def _example(self, index: int, position: int) -> tuple[np.ndarray, int, int]:
-        """Image, label, and how many damaged examples were passed over for it."""
+        """Image, label, and the number of damaged examples before it that were skipped."""
         dataset = self.photographs.dataset
 
         def transform(encoded: bytes) -> np.ndarray:
-            # The shuffle draws from (seed, epoch).
             rng = np.random.default_rng((self.seed, position, _AUGMENTATION))
             if dataset.random_resized_crop:
                 image = training_image(encoded, dataset.image_size, rng)
@@ -135,9 +163,9 @@ class TrainBatch:
             return image[:, ::-1] if dataset.flip and rng.uniform() < 0.5 else image
 
         for skipped in range(len(self.photographs)):
+            next_index = (index + skipped) % len(self.photographs)
             try:
-                place = (index + skipped) % len(self.photographs)
-                return *self.photographs.example(place, transform), skipped
+                return *self.photographs.example(next_index, transform), skipped
             except UserError:
                 if dataset.on_error != "skip":
                     raise
@@ -146,20 +174,18 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Makes a host's rows of a batch of the evaluation."""
+    """Decodes the rows of an evaluation batch that belong to this host."""
 
     photographs: Photographs
     batch_size: int
     rows: slice
 
-    def __call__(self, number: int) -> HostBatch:
-        """Batch `number`: examples `number * batch_size` and following."""
+    def __call__(self, number: int) -> NumpyBatch:
+        """Returns batch `number`; see `Photographs.evaluation_batches`."""
         dataset = self.photographs.dataset
         size = dataset.image_size
-        indices, mask = (
-            each[self.rows]
-            for each in evaluation_indices(number, len(self.photographs), self.batch_size)
-        )
+        indices, mask = evaluation_indices(number, len(self.photographs), self.batch_size)
+        indices, mask = indices[self.rows], mask[self.rows]
         images = np.zeros((len(indices), size, size, 3), np.uint8)
         labels = np.zeros(len(indices), np.int32)
         skipped = 0
@@ -181,12 +207,12 @@ class EvaluationBatch:
         }
 
 
-def _read_ahead(
+def _prefetched(
     load: TrainBatch | EvaluationBatch, numbers: range, num_workers: int | None
-) -> Generator[HostBatch]:
-    """`load` of the numbers, in order, by worker processes that work ahead.
+) -> Generator[NumpyBatch]:
+    """Yields `load(number)` for each number, in order; worker processes compute them ahead.
 
-    `num_workers` None: one for each core; 0: threads of this process.
+    `num_workers` None starts one worker for each core; 0 uses threads of this process.
     """
     import grain  # noqa: PLC0415 (an extra, and slow to import)
     from absl import flags  # noqa: PLC0415
@@ -194,18 +220,18 @@ def _read_ahead(
     if num_workers is None:
         num_workers = _num_cores()
     num_workers = min(num_workers, len(numbers))
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_READY)
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_NUM_PREFETCHED)
     if num_workers == 0:
         threads = grain.ReadOptions(num_threads=_num_cores(), prefetch_buffer_size=4)
     batches = grain.MapDataset.range(numbers.start, numbers.stop).map(load).to_iter_dataset(threads)
     if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read theirs
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=_READY)
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=_NUM_PREFETCHED)
         batches = batches.mp_prefetch(options, worker_init_fn=_prepare_worker)
     iterator = iter(batches)
     try:
-        with _signals_kept_from_workers():
+        with _signals_blocked_in_workers():
             first = next(iterator, None)
         if first is not None:
             yield first
@@ -215,48 +241,48 @@ def _read_ahead(
 
 
 @contextlib.contextmanager
-def _signals_kept_from_workers() -> Iterator[None]:
-    """Processes that start in here never see Ctrl-C or SIGTERM, which may go to a whole group.
+def _signals_blocked_in_workers() -> Iterator[None]:
+    """Processes that start inside ignore Ctrl-C and SIGTERM, which may reach a whole group.
 
-    The parent saves when it is interrupted, and needs its workers for that; it ends them.
+    The interrupted parent still needs its workers to finish and save; then it ends them.
     """
     _start_resource_tracker()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, original_mask)
 
 
 def _start_resource_tracker() -> None:
-    """Starts it before the signals are blocked: its start would unblock them.
+    """Starts Python's resource tracker before the signals are blocked: its start unblocks them.
 
-    It frees what shared memory Grain leaves when it ends; a warning about that helps nobody.
+    The tracker frees the shared memory that Grain leaves behind, and would warn about it.
     """
-    quiet = "ignore:resource_tracker:UserWarning"
-    sys.warnoptions.append(quiet)  # processes are started with these
+    ignore_warning = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(ignore_warning)  # the new process inherits these options
     resource_tracker.ensure_running()
-    sys.warnoptions.remove(quiet)
+    sys.warnoptions.remove(ignore_warning)
 
 
 def _num_cores() -> int:
-    """That this process may use: in a container fewer than the machine has."""
+    """The number of cores that this process may use; a container has fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """One thread for the decoder; an end when the parent was killed."""
+    """Limits OpenCV to one thread, and ends the worker if the parent is killed."""
     import cv2  # noqa: PLC0415 (an extra)
 
     del index, count
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+def _exit_with(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
         time.sleep(1)
     os._exit(1)
 
@@ -266,6 +292,6 @@ def _check_installed(module: str) -> None:
         __import__(module)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"dataset.name='imagenet2012' needs {module}. Install it:\n"
+            f"dataset.name = 'imagenet2012': needs {module}. Install it:\n"
             "  pip install 'dnw-jax[imagenet]'"
         ) from error

@@ -1,4 +1,4 @@
-"""Models by name, and what every model that chooses edges can be asked."""
+"""Builds the model of a configuration, and finds the layers of a model that choose edges."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from dnw_jax.edges import RULES, Rule
+from dnw_jax.edges.rules import L1Anneal, TargetedDropout
 from dnw_jax.graphs.blocked import BlockedGraph
 from dnw_jax.graphs.continuous_time import ContinuousTime
 from dnw_jax.graphs.discrete_time import DiscreteTime
@@ -20,10 +21,16 @@ from dnw_jax.models.tiny import Graph, Stem, TinyClassifier
 
 
 def build_model(config: ConfigDict) -> nnx.Module:
-    """The model that `config` describes, initialised from `config.seed`.
+    """Returns the model that `config` describes, with initial weights from `config.seed`.
 
-    `model(images, train=False)` gives logits [batch, classes]; images are float32
-    [batch, height, width, channels], normalised. `train=True` may need `key=`.
+    Args:
+      config: a complete configuration, as `load_config` returns it.
+
+    Returns:
+      A module. `model(images, train=False)` gives logits, float32 [batch, classes]; `images` are
+      float32 [batch, height, width, channels], normalised. `model(images, train=True, key=key)`
+      also updates the running statistics of the norms; only rules that draw random numbers need
+      the key.
     """
     return _BUILDERS[config.model.name](config, nnx.Rngs(config.seed))
 
@@ -102,13 +109,15 @@ def _build_resnet(config: ConfigDict, rngs: nnx.Rngs) -> ResNet:
 
 
 def _rule(model: ConfigDict) -> Rule:
-    """The rule that the config names, with the settings that are its own."""
-    rule = RULES[model.edges]
-    names = [field.name for field in dataclasses.fields(rule) if field.name in model]
-    values = {name: model[name] for name in names}
-    if values.get("rho", 0) is None:
-        values["rho"] = model.sparsity
-    return dataclasses.replace(rule, **values)
+    """The rule `model.edges` with its settings."""
+    match RULES[model.edges]:
+        case TargetedDropout() as rule:
+            rho = model.sparsity if model.rho is None else model.rho
+            return dataclasses.replace(rule, rho=rho)
+        case L1Anneal() as rule:
+            return dataclasses.replace(rule, l1=model.l1, anneal=model.anneal)
+        case rule:
+            return rule
 
 
 _BUILDERS = {
@@ -120,7 +129,10 @@ _BUILDERS = {
 
 
 def edge_layers(model: nnx.Module) -> dict[str, SparseLayer]:
-    """Every layer of `model` that chooses edges, by its path."""
+    """Returns every layer of `model` that chooses edges, by its path ("graph", "layer1.0.conv1").
+
+    The layers are those of `model`, not copies.
+    """
     return {
         ".".join(map(str, path)).removesuffix(".edges"): layer
         for path, layer in nnx.iter_graph(model)  # `nnx.iter_modules` is newer than Flax 0.11
@@ -129,9 +141,10 @@ def edge_layers(model: nnx.Module) -> dict[str, SparseLayer]:
 
 
 def wiring(model: nnx.Module) -> dict[str, Bool[Array, "..."]]:
-    """The real edges of every layer that chooses some, by its path.
+    """Returns the real edges of every layer that chooses edges, by the layer's path.
 
-    Bool [sources, targets] of a graph, of the kernel's shape [height, width, inputs, outputs] of a
-    convolution.
+    Returns:
+      Masks, true where an edge is real: [sources, targets] for a graph or a linear layer, the
+      kernel's shape [height, width, inputs, outputs] for a convolution.
     """
     return {name: layer.real_edges() for name, layer in edge_layers(model).items()}

@@ -1,4 +1,4 @@
-"""MobileNetV1: as a chain of graphs (Tables 2 and 3), and as first published, dense."""
+"""MobileNetV1 as a chain of graphs, and the dense MobileNetV1: Tables 2 and 3 of the paper."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,14 +15,22 @@ from dnw_jax.graphs.initialization import uniform_fan_in
 from dnw_jax.graphs.nodes import BatchNormNodes
 from dnw_jax.graphs.sparse_layer import SparseLinear
 from dnw_jax.models.layers import dense_conv, linear
+from dnw_jax.models.numbered import add_numbered, numbered
 from dnw_jax.ops.depthwise import depthwise_conv3x3
 
-# Images up to this size keep it in the stem; larger ones are halved.
-_SMALL_IMAGES = 64
+# The stem keeps the size of images up to this many pixels, and halves larger ones.
+_LARGEST_SMALL_IMAGE = 64
 
 
 class Stage(NamedTuple):
-    """One graph of the chain."""
+    """The shape of one graph of the chain.
+
+    Attributes:
+      num_inputs: nodes of the first block, the channels that enter the graph.
+      num_outputs: nodes of each other block, the channels that leave it.
+      stride: of the input nodes' convolution: 1, or 2 to halve the planes.
+      depth: layers of MobileNetV1 that this graph replaces, at least 1.
+    """
 
     num_inputs: int
     num_outputs: int
@@ -31,14 +39,15 @@ class Stage(NamedTuple):
 
     @property
     def block_sizes(self) -> tuple[int, ...]:
-        """Number of nodes of each block: the inputs, `depth - 1` inner ones, the outputs."""
+        """The number of nodes of each block: the inputs, `depth - 1` inner ones, the outputs."""
         return (self.num_inputs, *[self.num_outputs] * self.depth)
 
     def sparsity(self, sparsity: float) -> float:
-        """The share of this graph's edges that are dropped.
+        """Returns the share of this graph's possible edges that are not real.
 
-        The budget is that of MobileNetV1 with 1 - `sparsity` of its channels, written in the order
-        of the published code, so that it rounds as there.
+        The number of real edges is the number of 1x1 weights of MobileNetV1 with 1 - `sparsity`
+        of its channels. The operations are in the order of the published code, so that floats
+        round as they do there.
         """
         width = 1 - sparsity
         num_edges = self.num_inputs * self.num_outputs * width * width
@@ -49,7 +58,11 @@ class Stage(NamedTuple):
 
 
 def stages(width: float = 1.0) -> tuple[Stage, ...]:
-    """MobileNetV1 with each run of equal layers as one graph; `width`: of all channel numbers."""
+    """Returns the graphs that replace MobileNetV1: one for each run of equal layers.
+
+    Args:
+      width: factor of every number of channels, rounded down.
+    """
     sizes = [int(channels * width) for channels in (32, 64, 128, 256, 512, 1024)]
     strides, depths = (1, 2, 2, 2, 2), (1, 2, 2, 6, 2)
     return tuple(map(Stage, sizes, sizes[1:], strides, depths))
@@ -60,11 +73,15 @@ class MobileNetGraphs(nnx.Module):
 
     Args:
       num_channels: of the images.
-      image_size: up to 64 pixels the stem keeps the size, above it halves it.
-      sparsity: 1 - the width of the MobileNetV1 whose edges are the budget; the paper's "x0.225" is
-        0.775.
-      small: the last linear layer is a graph too: 1 - `sparsity` of its edges, no bias.
-      stages: the graphs; of the paper: `stages()`.
+      num_classes: number of logits.
+      image_size: height and width of the images. The stem halves those above 64 pixels.
+      sparsity: in [0, 1): 1 - the width of the MobileNetV1 with as many edges. The paper's "x0.225"
+        is 0.775.
+      rule: chooses the edges of every graph.
+      small: makes the last linear layer a graph, too, with 1 - `sparsity` of its edges and no bias
+        ("DNW-Small" in Table 2).
+      stages: the graphs in order; the paper's are `stages()`.
+      dtype: of the computation; the parameters are float32.
     """
 
     def __init__(
@@ -84,17 +101,7 @@ class MobileNetGraphs(nnx.Module):
         self.num_graphs = len(stages)
         self.stem_stride = _stem_stride(image_size)
         self.stem = _stem(num_channels, stages[0].num_inputs, self.stem_stride, dtype, rngs)
-        for index, stage in enumerate(stages):
-            nodes = BatchNormNodes(sum(stage.block_sizes[:-1]), rngs=rngs)
-            graph = BlockedGraph(
-                stage.block_sizes,
-                nodes,
-                stage.sparsity(sparsity),
-                rule,
-                stride=stage.stride,
-                rngs=rngs,
-            )
-            setattr(self, f"graph_{index}", graph)
+        add_numbered(self, "graph_", [_graph(stage, sparsity, rule, rngs) for stage in stages])
         num_features = stages[-1].num_outputs
         self.norm = BatchNorm(num_features)
         self.head: SparseLinear | nnx.Linear
@@ -118,15 +125,28 @@ class MobileNetGraphs(nnx.Module):
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. In training all norms use the batch's own statistics."""
+        """Returns the logits, float32.
+
+        Args:
+          images: normalised.
+          train: normalises by the statistics of this batch and updates the running ones.
+          key: for rules that draw random numbers in training.
+        """
         keys = split_key(key, self.num_graphs + 1)
         planes = self.stem(images.astype(self.dtype))
-        for index in range(self.num_graphs):
-            planes = getattr(self, f"graph_{index}")(planes, train=train, key=keys[index])
+        for graph, graph_key in zip(numbered(self, "graph_"), keys[:-1], strict=True):
+            planes = graph(planes, train=train, key=graph_key)
         features = _global_average(self.norm(planes, train=train, rectify=True))
         if isinstance(self.head, SparseLinear):
             return self.head(features, train=train, key=keys[-1])
         return self.head(features)
+
+
+def _graph(stage: Stage, sparsity: float, rule: Rule, rngs: nnx.Rngs) -> BlockedGraph:
+    nodes = BatchNormNodes(sum(stage.block_sizes[:-1]), rngs=rngs)
+    return BlockedGraph(
+        stage.block_sizes, nodes, stage.sparsity(sparsity), rule, stride=stage.stride, rngs=rngs
+    )
 
 
 def _global_average(
@@ -144,11 +164,11 @@ def _stem(
 
 
 def _stem_stride(image_size: int) -> int:
-    return 1 if image_size <= _SMALL_IMAGES else 2
+    return 1 if image_size <= _LARGEST_SMALL_IMAGE else 2
 
 
 # Output channels and stride of each layer after the stem.
-_LAYERS = (
+_DENSE_LAYERS = (
     (64, 1),
     (128, 2),
     (128, 1),
@@ -165,7 +185,11 @@ class MobileNetV1(nnx.Module):
     """MobileNetV1 as published by Howard et al. 2017: the dense baseline of Tables 2 and 3.
 
     Args:
+      num_channels: of the images.
+      num_classes: number of logits.
+      image_size: height and width of the images. The stem halves those above 64 pixels.
       width: factor of every number of channels, rounded down.
+      dtype: of the computation; the parameters are float32.
     """
 
     def __init__(
@@ -183,11 +207,12 @@ class MobileNetV1(nnx.Module):
         self.stem_stride = _stem_stride(image_size)
         self.stem = _stem(num_channels, num_in, self.stem_stride, dtype, rngs)
         self.norm = BatchNorm(num_in)
-        for index, (channels, stride) in enumerate(_LAYERS):
+        layers = []
+        for channels, stride in _DENSE_LAYERS:
             num_out = int(channels * width)
-            layer = Separable(num_in, num_out, stride, dtype=dtype, rngs=rngs)
-            setattr(self, f"layer_{index}", layer)
+            layers.append(Separable(num_in, num_out, stride, dtype=dtype, rngs=rngs))
             num_in = num_out
+        add_numbered(self, "layer_", layers)
         self.head = linear(num_in, num_classes, rngs=rngs)
 
     def __call__(
@@ -197,11 +222,17 @@ class MobileNetV1(nnx.Module):
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. In training all norms use the batch's own statistics."""
+        """Returns the logits, float32.
+
+        Args:
+          images: normalised.
+          train: normalises by the statistics of this batch and updates the running ones.
+          key: not used; every model takes one.
+        """
         del key
         planes = self.norm(self.stem(images.astype(self.dtype)), train=train, rectify=True)
-        for index in range(len(_LAYERS)):
-            planes = getattr(self, f"layer_{index}")(planes, train=train)
+        for layer in numbered(self, "layer_"):
+            planes = layer(planes, train=train)
         return self.head(_global_average(planes))
 
 
@@ -218,7 +249,7 @@ class Separable(nnx.Module):
     def __call__(
         self, planes: Float[Array, "batch height width inputs"], *, train: bool
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """Planes of 1 / stride of the height and width, rounded up."""
+        """Returns planes of 1 / stride of the height and width, rounded up."""
         x = depthwise_conv3x3(planes, self.depthwise_kernel.astype(planes.dtype), self.stride)
         x = self.depthwise_norm(x, train=train, rectify=True)
         return self.mix_norm(self.mix(x), train=train, rectify=True)

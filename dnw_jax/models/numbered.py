@@ -1,7 +1,7 @@
-"""Numbered submodules: `graph_0`, `graph_1`, ... as attributes of a module.
+"""Numbered submodules: attributes `graph_0`, `graph_1`, ... of a module.
 
-Flax 0.11 has no `nnx.List` and Flax 0.12 refuses plain lists of modules. Attributes work in both,
-and they give the arrays of a checkpoint their names.
+Flax 0.11 has no `nnx.List`, and Flax 0.12 refuses plain lists of modules. Attributes work in both.
+Their names are the names of the arrays in a checkpoint.
 """
 
 import itertools

@@ -1,6 +1,6 @@
-"""The published PyTorch weights -> our models. The only file that knows the reference's names."""
+"""Loads the published PyTorch weights. The only file that knows the reference's names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,98 +12,117 @@ from ml_collections import ConfigDict
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
 from dnw_jax.models.mobilenet import stages
-from dnw_jax.models.resnet import ARCHS
 
 Shape = tuple[int, ...]
+VariablePath = tuple[str, ...]  # such as ("stem", "conv", "kernel")
 
 
 class Layout(NamedTuple):
-    """How PyTorch lays out an array of ours."""
+    """How PyTorch lays out one kind of array.
 
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    reference_shape: Callable[[Shape], Shape]
+    Attributes:
+      convert: PyTorch's array -> an array in this package's layout.
+      torch_shape: the shape of an array here -> the shape of PyTorch's.
+    """
+
+    convert: Callable[[np.ndarray], np.ndarray]
+    torch_shape: Callable[[Shape], Shape]
 
 
-_VECTOR = Layout(lambda a: a, lambda shape: shape)
-_LINEAR = Layout(lambda a: a.T, lambda shape: shape[::-1])
+def _absolute(layout: Layout) -> Layout:
+    """Takes |w|: the published code computes with it under targeted dropout, and keeps signs."""
+    return Layout(lambda array: abs(layout.convert(array)), layout.torch_shape)
+
+
+_VECTOR = Layout(lambda array: array, lambda shape: shape)
+_LINEAR = Layout(lambda array: array.T, lambda shape: shape[::-1])
 # [targets, sources, 1, 1] -> [sources, targets]
-_EDGES = Layout(lambda a: a[:, :, 0, 0].T, lambda shape: (*shape[::-1], 1, 1))
-_ABSOLUTE = Layout(lambda a: abs(a[:, :, 0, 0].T), _EDGES.reference_shape)
+_EDGES = Layout(lambda array: array[:, :, 0, 0].T, lambda shape: (*shape[::-1], 1, 1))
 # [out, in, height, width] -> [height, width, in, out]
 _CONV = Layout(
-    lambda a: a.transpose(2, 3, 1, 0), lambda shape: (shape[3], shape[2], shape[0], shape[1])
+    lambda array: array.transpose(2, 3, 1, 0),
+    lambda shape: (shape[3], shape[2], shape[0], shape[1]),
 )
 # [nodes, 1, height, width] -> [height, width, nodes]
-_ABSOLUTE_CONV = Layout(lambda a: abs(_CONV.to_ours(a)), _CONV.reference_shape)
 _DEPTHWISE = Layout(
-    lambda a: a[:, 0].transpose(1, 2, 0), lambda shape: (shape[2], 1, shape[0], shape[1])
+    lambda array: array[:, 0].transpose(1, 2, 0), lambda shape: (shape[2], 1, shape[0], shape[1])
 )
 
 
-class Source(NamedTuple):
-    """Where one array of ours comes from: several arrays are concatenated along the last axis."""
+class Published(NamedTuple):
+    """The published arrays that make up one variable, concatenated along its last axis.
+
+    Attributes:
+      names: in the published state_dict.
+      layout: of each array.
+      sizes: of each array along the variable's last axis; empty if `names` has one name.
+    """
 
     names: tuple[str, ...]
     layout: Layout
-    sizes: tuple[int, ...] = ()  # of our last axis, where there are several
+    sizes: tuple[int, ...] = ()
 
 
-Variable = tuple[str, ...]  # the path of one of ours
-Sources = dict[Variable, Source]
+Table = dict[VariablePath, Published]
 
 
 def load_reference(source: str | Path | Mapping[str, Any], config: ConfigDict) -> nnx.Module:
-    """The model of `config` with the published code's weights.
+    """Returns the model of `config` with the weights of the published code.
 
     Args:
-      source: {reference name: array} as in a PyTorch state_dict, with or without the prefix
+      source: {reference name: array} like a PyTorch state_dict, with or without the prefix
         `module.`; or the path of a `.pt` file that holds one (needs the extra `reference`).
-      config: which model; its seed does not matter.
+      config: describes the model; its seed does not matter.
 
     Raises:
-      UserError: names that are unknown, missing or of the wrong shape: all of them in one message.
+      UserError: lists all names that are unknown, missing or of the wrong shape; or the file
+        cannot be read.
     """
     arrays = source if isinstance(source, Mapping) else _read_checkpoint(Path(source))
     arrays = {name.removeprefix("module."): np.asarray(array) for name, array in arrays.items()}
     graphdef, state = nnx.split(build_model(config))
-    values = traverse_util.flatten_dict(nnx.to_pure_dict(state))
-    sources = _SOURCES[config.model.name](config)
-    _check(
-        arrays,
-        expected={
-            name: source.layout.reference_shape((*shape[:-1], size) if size else shape)
-            for path, source in sources.items()
-            for shape in [values[path].shape]
-            for name, size in zip(source.names, source.sizes or (0,), strict=True)
-        },
-        dispensable=_dispensable(sources),
-    )
-    for path, (names, layout, _) in sources.items():
-        value = np.concatenate([layout.to_ours(arrays[name]) for name in names], axis=-1)
-        values[path] = jnp.asarray(value, values[path].dtype)
-    return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
+    variables = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    table = _table(config, variables)
+    expected_shapes: dict[str, Shape] = {}
+    for path, published in table.items():
+        expected_shapes |= _torch_shapes(published, variables[path].shape)
+    _check(arrays, expected_shapes)
+    for path, published in table.items():
+        parts = [published.layout.convert(arrays[name]) for name in published.names]
+        variables[path] = jnp.asarray(np.concatenate(parts, axis=-1), variables[path].dtype)
+    return nnx.merge(graphdef, traverse_util.unflatten_dict(variables))
 
 
-def _check(
-    arrays: Mapping[str, np.ndarray], expected: Mapping[str, Shape], dispensable: set[str]
-) -> None:
-    """One error that lists every name that does not fit."""
+def _torch_shapes(published: Published, shape: Shape) -> dict[str, Shape]:
+    """The shape of each published array of a variable of `shape`."""
+    sizes = published.sizes or shape[-1:]
+    return {
+        name: published.layout.torch_shape((*shape[:-1], size))
+        for name, size in zip(published.names, sizes, strict=True)
+    }
+
+
+def _check(arrays: Mapping[str, np.ndarray], expected_shapes: Mapping[str, Shape]) -> None:
+    """Raises one UserError that lists every array that does not fit."""
+    unused = _unused_buffers(expected_shapes)
     problems = [
-        f"missing: {name} {shape}" for name, shape in expected.items() if name not in arrays
+        f"missing: {name} {shape}" for name, shape in expected_shapes.items() if name not in arrays
     ]
     for name, array in arrays.items():
-        if name in expected and array.shape != expected[name]:
-            problems.append(f"wrong shape: {name} {array.shape}, the model has {expected[name]}")
-        elif name.endswith("graph.mask") and name in dispensable and not np.all(array == 1):
-            problems.append(f"a mask that is not all ones: {name}, and the model's rule keeps none")
-        elif (
-            name.endswith("graph.mask")
-            and name in expected
-            and not np.all((array == 0) | (array == 1))
-        ):
-            problems.append(f"a mask that is not all zeros and ones: {name}")
-        elif name not in expected and name not in dispensable:
+        is_mask = name.endswith("graph.mask")
+        if name in unused:
+            if is_mask and not np.all(array == 1):
+                problems.append(
+                    f"a mask that is not all ones: {name}; the rule of this config keeps no mask"
+                )
+        elif name not in expected_shapes:
             problems.append(f"unknown: {name} {array.shape}")
+        elif array.shape != expected_shapes[name]:
+            problems.append(
+                f"wrong shape: {name} {array.shape}, the model has {expected_shapes[name]}"
+            )
+        elif is_mask and not np.all((array == 0) | (array == 1)):
+            problems.append(f"a mask that is not all zeros and ones: {name}")
     if problems:
         raise UserError(
             "the reference weights do not fit the model of this config "
@@ -111,21 +130,20 @@ def _check(
         )
 
 
-def _dispensable(sources: Mapping[tuple[str, ...], Source]) -> set[str]:
-    """Buffers of the published code that our models do without."""
-    names = {name for source in sources.values() for name in source.names}
+def _unused_buffers(names: Iterable[str]) -> set[str]:
+    """Buffers that the published code saves beside the arrays `names`, and no model needs."""
     norms = {name.removesuffix("running_mean") for name in names if name.endswith("running_mean")}
     graphs = {name.removesuffix("weight") for name in names if name.endswith("graph.weight")}
     return (
         {"zeros", "odesolve.integration_time"}
         | {f"{norm}num_batches_tracked" for norm in norms}
-        | {f"{graph}mask" for graph in graphs} - names
+        | {f"{graph}mask" for graph in graphs}.difference(names)
     )
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError(f"source is {path}; there is no such file")
+        raise UserError(f"source = {path}: no such file")
     try:
         import torch  # noqa: PLC0415  an optional extra
     except ImportError:
@@ -134,135 +152,130 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"source is {path}; it is no PyTorch file of plain arrays. Save the state_dict alone: "
+            f"source = {path}: not a PyTorch file of plain arrays. Save the state_dict alone: "
             "torch.save({'model': checkpoint['model']}, path)"
         ) from error
     arrays = next((loaded[key] for key in ("model", "state_dict") if key in loaded), loaded)
     return {name: array.numpy() for name, array in arrays.items()}
 
 
-def _tiny_sources(config: ConfigDict) -> Sources:
-    """Our variable's path -> where it comes from, for the tiny classifiers."""
-    model = config.model
-    node_prefix = "odesolve.odefunc." if model.wiring == "continuous" else ""
-    sources = {
-        ("stem", "conv", "kernel"): Source(("downsample.0.weight",), _CONV),
-        ("stem", "conv", "bias"): Source(("downsample.0.bias",), _VECTOR),
+def _table(config: ConfigDict, variables: Iterable[VariablePath]) -> Table:
+    """The published arrays of each variable of the model of `config`."""
+    match config.model.name:
+        case "tiny":
+            return _tiny(config.model)
+        case "mbv1":
+            return _mbv1(config.model)
+        case "mobilenet":
+            return _mobilenet()
+    return _resnet(config.model, variables)
+
+
+def _tiny(model: ConfigDict) -> Table:
+    prefix = "odesolve.odefunc." if model.wiring == "continuous" else ""
+    table = {
+        ("stem", "conv", "kernel"): Published(("downsample.0.weight",), _CONV),
+        ("stem", "conv", "bias"): Published(("downsample.0.bias",), _VECTOR),
         **_batch_norm(("stem", "conv_norm"), "downsample.1"),
-        ("stem", "depthwise_kernel"): Source(("downsample.3.weight",), _DEPTHWISE),
-        ("stem", "depthwise_bias"): Source(("downsample.3.bias",), _VECTOR),
-        ("stem", "mix", "kernel"): Source(("downsample.4.weight",), _CONV),
-        ("stem", "mix", "bias"): Source(("downsample.4.bias",), _VECTOR),
+        ("stem", "depthwise_kernel"): Published(("downsample.3.weight",), _DEPTHWISE),
+        ("stem", "depthwise_bias"): Published(("downsample.3.bias",), _VECTOR),
+        ("stem", "mix", "kernel"): Published(("downsample.4.weight",), _CONV),
+        ("stem", "mix", "bias"): Published(("downsample.4.bias",), _VECTOR),
         **_batch_norm(("stem", "mix_norm"), "downsample.5"),
-        **_edges(("graph", "edges", "weight"), f"{node_prefix}graph", config),
-        ("graph", "nodes", "kernel"): Source((f"{node_prefix}conv.weight",), _DEPTHWISE),
+        **_edges(("graph", "edges", "weight"), f"{prefix}graph", model.edges),
+        ("graph", "nodes", "kernel"): Published((f"{prefix}conv.weight",), _DEPTHWISE),
         **_linear(("head",), "fc"),
     }
-    for ours, theirs in (("scale", "weight"), ("bias", "bias")):
-        if model.wiring == "static":  # one norm for each block
-            names = tuple(f"norm.{block}.{theirs}" for block in range(model.depth))
-            inner = (model.num_nodes - model.num_inputs) // (model.depth - 1)
-            sizes = (model.num_inputs, *[inner] * (model.depth - 1))
-            source = Source(names, _VECTOR, sizes)
-        else:
-            source = Source((f"{node_prefix}norm.{theirs}",), _VECTOR)
-        sources[("graph", "nodes", ours)] = source
-    return sources
+    norms, sizes = [f"{prefix}norm"], ()
+    if model.wiring == "static":  # one norm for each block
+        norms = [f"norm.{block}" for block in range(model.depth)]
+        inner = (model.num_nodes - model.num_inputs) // (model.depth - 1)
+        sizes = (model.num_inputs, *[inner] * (model.depth - 1))
+    for variable, name in (("scale", "weight"), ("bias", "bias")):
+        names = tuple(f"{norm}.{name}" for norm in norms)
+        table["graph", "nodes", variable] = Published(names, _VECTOR, sizes)
+    return table
 
 
-def _batch_norm(path: Variable, name: str, sizes: tuple[int, ...] = ()) -> Sources:
-    """A norm, or with `sizes` the norms `name.0`, `name.1`, ... of so many channels as one."""
-    pairs = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    names = [f"{name}.{index}" for index in range(len(sizes))] or [name]
-    return {
-        (*path, ours): Source(tuple(f"{each}.{theirs}" for each in names), _VECTOR, sizes)
-        for ours, theirs in pairs.items()
-    }
-
-
-def _mbv1_sources(config: ConfigDict) -> Sources:
-    """Our variable's path -> where it comes from, for the chain of graphs."""
-    sources = {
-        ("stem", "kernel"): Source(("conv1.weight",), _CONV),
+def _mbv1(model: ConfigDict) -> Table:
+    table = {
+        ("stem", "kernel"): Published(("conv1.weight",), _CONV),
         **_batch_norm(("norm",), "bn"),
     }
-    for index, stage in enumerate(stages(config.model.width)):
-        graph, theirs, sizes = f"graph_{index}", f"layers.{index}", stage.block_sizes[:-1]
-        kernels = (f"{theirs}.downsample.0.weight", f"{theirs}.conv.weight")[: len(sizes)]
+    for index, stage in enumerate(stages(model.width)):
+        graph, layer, sizes = f"graph_{index}", f"layers.{index}", stage.block_sizes[:-1]
+        # The input nodes' kernels, and those of the inner blocks if the graph has any.
+        kernels = (f"{layer}.downsample.0.weight", f"{layer}.conv.weight")[: len(sizes)]
         kernel_sizes = (sizes[0], sum(sizes[1:]))[: len(sizes)]
-        sources |= {
-            (graph, "nodes", "kernel"): Source(kernels, _DEPTHWISE, kernel_sizes),
-            **_batch_norm((graph, "nodes", "norm"), f"{theirs}.norm", sizes),
-            **_edges((graph, "edges", "weight"), f"{theirs}.graph", config),
+        table |= {
+            (graph, "nodes", "kernel"): Published(kernels, _DEPTHWISE, kernel_sizes),
+            **_batch_norm((graph, "nodes", "norm"), f"{layer}.norm", sizes),
+            **_edges((graph, "edges", "weight"), f"{layer}.graph", model.edges),
         }
-    if config.model.small:
-        return sources | _edges(("head", "kernel"), "linear.graph", config)
-    return sources | _linear(("head",), "linear")
+    if model.small:
+        return table | _edges(("head", "kernel"), "linear.graph", model.edges)
+    return table | _linear(("head",), "linear")
 
 
-def _mobilenet_sources(config: ConfigDict) -> Sources:
-    """Our variable's path -> where it comes from, for the dense baseline."""
-    del config
-    sources = {
-        ("stem", "kernel"): Source(("conv1.weight",), _CONV),
+def _mobilenet() -> Table:
+    table = {
+        ("stem", "kernel"): Published(("conv1.weight",), _CONV),
         **_batch_norm(("norm",), "bn1"),
         **_linear(("head",), "linear"),
     }
     for index in range(13):
-        layer, theirs = f"layer_{index}", f"layers.{index}"
-        sources |= {
-            (layer, "depthwise_kernel"): Source((f"{theirs}.conv1.weight",), _DEPTHWISE),
-            **_batch_norm((layer, "depthwise_norm"), f"{theirs}.bn1"),
-            (layer, "mix", "kernel"): Source((f"{theirs}.conv2.weight",), _CONV),
-            **_batch_norm((layer, "mix_norm"), f"{theirs}.bn2"),
+        layer, published = f"layer_{index}", f"layers.{index}"
+        table |= {
+            (layer, "depthwise_kernel"): Published((f"{published}.conv1.weight",), _DEPTHWISE),
+            **_batch_norm((layer, "depthwise_norm"), f"{published}.bn1"),
+            (layer, "mix", "kernel"): Published((f"{published}.conv2.weight",), _CONV),
+            **_batch_norm((layer, "mix_norm"), f"{published}.bn2"),
         }
-    return sources
+    return table
 
 
-def _resnet_sources(config: ConfigDict) -> Sources:
-    """Our variable's path -> where it comes from: the names are the published ones."""
-    arch = ARCHS[config.model.arch]
-    # Under targeted dropout as in `_edges`.
-    dropout = config.model.edges.startswith("targeted_dropout")
-    layout = _ABSOLUTE_CONV if dropout else _CONV
-
-    def convolution(name: str) -> Sources:
-        return {(*name.split("."), "kernel"): Source((f"{name}.weight",), layout)}
-
-    def norm(name: str) -> Sources:
-        return _batch_norm(tuple(name.split(".")), name)
-
-    sources = {**convolution("conv1"), **norm("bn1"), **convolution("fc")}
-    for layer, num_blocks in enumerate(arch.blocks, start=1):
-        for index in range(num_blocks):
-            block = f"layer{layer}.{index}"
-            for each in range(1, 4 if arch.bottleneck else 3):
-                sources |= convolution(f"{block}.conv{each}") | norm(f"{block}.bn{each}")
-            if index == 0 and (layer > 1 or arch.bottleneck):
-                sources |= convolution(f"{block}.downsample.0") | norm(f"{block}.downsample.1")
-    return sources
+# The name of each variable of a norm in the published code.
+_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def _edges(path: Variable, name: str, config: ConfigDict) -> Sources:
-    """An edge matrix, and the mask of the rules that keep one."""
-    # Under targeted dropout the published code computes with |w|, whatever the signs it keeps.
-    layout = _ABSOLUTE if config.model.edges.startswith("targeted_dropout") else _EDGES
-    sources = {path: Source((f"{name}.weight",), layout)}
-    if config.model.edges in ("random", "fine_tune", "lottery_ticket"):
-        sources[(*path[:-1], "state")] = Source((f"{name}.mask",), _EDGES)
-    return sources
-
-
-def _linear(path: Variable, name: str) -> Sources:
+def _resnet(model: ConfigDict, variables: Iterable[VariablePath]) -> Table:
+    """The submodules have the published names; only the variables' names differ."""
+    layout = _absolute(_CONV) if _is_targeted_dropout(model.edges) else _CONV
+    kinds = {variable: (name, _VECTOR) for variable, name in _NORM.items()}
+    kinds["kernel"] = ("weight", layout)
     return {
-        (*path, "kernel"): Source((f"{name}.weight",), _LINEAR),
-        (*path, "bias"): Source((f"{name}.bias",), _VECTOR),
+        (*module, variable): Published(
+            (".".join((*module, kinds[variable][0])),), kinds[variable][1]
+        )
+        for *module, variable in variables
+        if variable in kinds
     }
 
 
-_SOURCES = {
-    "tiny": _tiny_sources,
-    "mbv1": _mbv1_sources,
-    "mobilenet": _mobilenet_sources,
-    "resnet": _resnet_sources,
-}
+def _batch_norm(path: VariablePath, name: str, sizes: tuple[int, ...] = ()) -> Table:
+    """The norm `name`; with `sizes` the norms `name.0`, `name.1`, ... of so many channels."""
+    norms = [f"{name}.{index}" for index in range(len(sizes))] or [name]
+    return {
+        (*path, variable): Published(tuple(f"{norm}.{published}" for norm in norms), _VECTOR, sizes)
+        for variable, published in _NORM.items()
+    }
+
+
+def _edges(path: VariablePath, name: str, rule: str) -> Table:
+    """An edge matrix, and its mask if the rule keeps one."""
+    layout = _absolute(_EDGES) if _is_targeted_dropout(rule) else _EDGES
+    table = {path: Published((f"{name}.weight",), layout)}
+    if rule in ("random", "fine_tune", "lottery_ticket"):
+        table[(*path[:-1], "state")] = Published((f"{name}.mask",), _EDGES)
+    return table
+
+
+def _is_targeted_dropout(rule: str) -> bool:
+    return rule.startswith("targeted_dropout")
+
+
+def _linear(path: VariablePath, name: str) -> Table:
+    return {
+        (*path, "kernel"): Published((f"{name}.weight",), _LINEAR),
+        (*path, "bias"): Published((f"{name}.bias",), _VECTOR),
+    }

@@ -1,4 +1,7 @@
-"""ResNet v1.5, every convolution and the last layer sparse (Table 4), named as published."""
+"""ResNet v1.5 with every convolution and the last layer sparse: Table 4 of the paper.
+
+The submodules have the names of the published code, which are torchvision's.
+"""
 
 import functools
 from collections.abc import Callable
@@ -13,11 +16,17 @@ from jaxtyping import Array, Float, Key
 from dnw_jax.edges import RULES, Rule, split_key
 from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.sparse_layer import SparseConv
+from dnw_jax.models.numbered import add_numbered, numbered
 from dnw_jax.ops.convolution import conv_general_dilated
 
 
 class Arch(NamedTuple):
-    """One of the five: the kind of its blocks, and how many each of the four layers has."""
+    """One of the five architectures.
+
+    Attributes:
+      bottleneck: whether a block is 1x1, 3x3, 1x1 (to four times the channels), or 3x3 twice.
+      blocks: the number of blocks of each of the four layers.
+    """
 
     bottleneck: bool
     blocks: tuple[int, int, int, int]
@@ -31,23 +40,27 @@ ARCHS = {
     "resnet152": Arch(True, (3, 8, 36, 3)),
 }
 
-# (inputs, outputs, window, stride) -> a sparse convolution without bias.
+# Makes a sparse convolution without bias: (num_in, num_out, window, stride) -> SparseConv.
 MakeConv = Callable[[int, int, int, int], SparseConv]
 
 
 class ResNet(nnx.Module):
-    """ResNet v1.5 (the stride of a bottleneck is that of its 3x3 convolution), as published.
+    """ResNet v1.5: the 3x3 convolution of a bottleneck has the stride.
 
-    Weights start normal with variance 2 / fan_in (He et al. 2015). The last layer is a convolution
-    of 1x1 without bias, sparse as the others; norms are dense.
+    Initial weights are normal with variance 2 / fan_in (He et al. 2015). The last layer is a 1x1
+    convolution without bias, sparse like the others. Norms are dense.
 
     Args:
+      arch: one of `ARCHS`.
       num_channels: of the images.
-      sparsity: share of each kernel that is not real.
+      num_classes: number of logits.
+      sparsity: share of each kernel's weights that are not real, in [0, 1).
+      rule: chooses the edges of every convolution.
       dense_first: the first convolution keeps all of its edges.
-      small_images: a first convolution of 3x3 without stride, no pooling; else 7x7 with stride 2
-        and maximum over 3x3 with stride 2.
-      width: factor of all numbers of channels, rounded down.
+      small_images: the first convolution is 3x3 without stride, and nothing is pooled; else it is
+        7x7 with stride 2, and a maximum over 3x3 with stride 2 follows.
+      width: factor of every number of channels, rounded down.
+      dtype: of the computation; the parameters are float32.
     """
 
     def __init__(
@@ -69,18 +82,21 @@ class ResNet(nnx.Module):
         make_conv = functools.partial(
             _sparse_conv, sparsity=sparsity, rule=rule, dtype=dtype, rngs=rngs
         )
-        first = functools.partial(make_conv, sparsity=0.0, rule=RULES["complete"])
+        make_dense_conv = functools.partial(make_conv, sparsity=0.0, rule=RULES["complete"])
+        make_first_conv = make_dense_conv if dense_first else make_conv
         num_in = int(64 * width)
         window, stride = (3, 1) if small_images else (7, 2)
-        self.conv1 = (first if dense_first else make_conv)(num_channels, num_in, window, stride)
+        self.conv1 = make_first_conv(num_channels, num_in, window, stride)
         self.bn1 = BatchNorm(num_in)
+        layers = []
         for index, num_blocks in enumerate(arch.blocks):
             stride, inner = 1 if index == 0 else 2, int(64 * 2**index * width)
             layer = Layer(
                 arch.bottleneck, num_blocks, num_in, inner, stride=stride, make_conv=make_conv
             )
-            setattr(self, f"layer{index + 1}", layer)
+            layers.append(layer)
             num_in = layer.num_outputs
+        add_numbered(self, "layer", layers, first=1)
         self.fc = make_conv(num_in, num_classes, 1, 1)
 
     def __call__(
@@ -90,14 +106,20 @@ class ResNet(nnx.Module):
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. In training all norms use the batch's own statistics."""
+        """Returns the logits, float32.
+
+        Args:
+          images: normalised.
+          train: normalises by the statistics of this batch and updates the running ones.
+          key: for rules that draw random numbers in training.
+        """
         keys = split_key(key, 6)
         x = self.conv1(images.astype(self.dtype), train=train, key=keys[0])
         x = self.bn1(x, train=train, rectify=True)
         if not self.small_images:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for index in range(1, 5):
-            x = getattr(self, f"layer{index}")(x, train=train, key=keys[index])
+        for layer, layer_key in zip(numbered(self, "layer", first=1), keys[1:5], strict=True):
+            x = layer(x, train=train, key=layer_key)
         features = jnp.mean(x.astype(jnp.float32), (1, 2), keepdims=True)
         logits = self.fc(features.astype(self.dtype), train=train, key=keys[5])
         return logits[:, 0, 0].astype(jnp.float32)
@@ -130,12 +152,12 @@ def _sparse_conv(
     )
 
 
-# Truncated, as Flax's own, it would have no large weights to select.
+# Not Flax's `he_normal`, which is truncated: it has no large weights to select.
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class Layer(nnx.Module):
-    """Blocks one after the other, in attributes "0", "1", ...; the first may halve the planes."""
+    """Blocks one after the other, in the attributes "0", "1", ...; the first has the stride."""
 
     def __init__(
         self,
@@ -148,13 +170,12 @@ class Layer(nnx.Module):
         make_conv: MakeConv,
     ):
         self.num_blocks = num_blocks
-        self.num_outputs = num_in
-        for index in range(num_blocks):
-            block = Block(
-                bottleneck, self.num_outputs, inner, stride if index == 0 else 1, make_conv
-            )
-            setattr(self, str(index), block)
-            self.num_outputs = block.num_outputs
+        first = Block(bottleneck, num_in, inner, stride, make_conv)
+        self.num_outputs = first.num_outputs
+        others = [
+            Block(bottleneck, self.num_outputs, inner, 1, make_conv) for _ in range(num_blocks - 1)
+        ]
+        add_numbered(self, "", [first, *others])
 
     def __call__(
         self,
@@ -163,31 +184,34 @@ class Layer(nnx.Module):
         train: bool,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """The last block's output."""
-        for index, block_key in enumerate(split_key(key, self.num_blocks)):
-            x = getattr(self, str(index))(x, train=train, key=block_key)
+        """Returns the planes of the last block."""
+        keys = split_key(key, self.num_blocks)
+        for block, block_key in zip(numbered(self, ""), keys, strict=True):
+            x = block(x, train=train, key=block_key)
         return x
 
 
 class Block(nnx.Module):
-    """Two convolutions of 3x3, or 1x1, 3x3 and 1x1 to four times the channels, beside a shortcut.
+    """Convolutions and norms in the attributes conv1, bn1, conv2, ..., beside a shortcut.
 
-    The shortcut is the input itself, or where shapes differ a convolution of 1x1 and a norm.
+    They are two convolutions of 3x3, or those of a bottleneck: 1x1, 3x3, and 1x1 to four times the
+    channels. The shortcut is the input itself, or a 1x1 convolution and a norm if the shapes of
+    input and output differ.
     """
 
     def __init__(self, bottleneck: bool, num_in: int, inner: int, stride: int, make_conv: MakeConv):
         self.stride = stride
         self.num_outputs = 4 * inner if bottleneck else inner
         if bottleneck:
-            layers = [(inner, 1, 1), (inner, 3, stride), (self.num_outputs, 1, 1)]
+            channels = [num_in, inner, inner, self.num_outputs]
+            windows, strides = [1, 3, 1], [1, stride, 1]
         else:
-            layers = [(inner, 3, stride), (inner, 3, 1)]
-        self.num_layers = len(layers)
-        before = num_in
-        for index, (num_out, window, own_stride) in enumerate(layers, start=1):
-            setattr(self, f"conv{index}", make_conv(before, num_out, window, own_stride))
-            setattr(self, f"bn{index}", BatchNorm(num_out))
-            before = num_out
+            channels = [num_in, inner, inner]
+            windows, strides = [3, 3], [stride, 1]
+        self.num_layers = len(windows)
+        convs = list(map(make_conv, channels[:-1], channels[1:], windows, strides))
+        add_numbered(self, "conv", convs, first=1)
+        add_numbered(self, "bn", [BatchNorm(num_out) for num_out in channels[1:]], first=1)
         self.downsample = (
             None
             if stride == 1 and num_in == self.num_outputs
@@ -201,24 +225,24 @@ class Block(nnx.Module):
         train: bool,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """Rectified sum of both ways."""
+        """Returns the rectified sum of the convolutions' output and the shortcut's."""
         keys = split_key(key, self.num_layers + 1)
         shortcut = x
         if self.downsample is not None:
             shortcut = self.downsample(x, train=train, key=keys[0])
-        for index in range(1, self.num_layers + 1):
-            x = getattr(self, f"conv{index}")(x, train=train, key=keys[index])
-            rectify = index < self.num_layers  # the last one's sum with the shortcut is
-            x = getattr(self, f"bn{index}")(x, train=train, rectify=rectify)
+        convs, norms = numbered(self, "conv", first=1), numbered(self, "bn", first=1)
+        for conv, norm, conv_key in zip(convs, norms, keys[1:], strict=True):
+            x = conv(x, train=train, key=conv_key)
+            # The last norm is rectified only after the shortcut is added.
+            x = norm(x, train=train, rectify=norm is not norms[-1])
         return jax.nn.relu(x + shortcut)
 
 
 class Downsample(nnx.Module):
-    """A convolution of 1x1, "0", and its norm, "1"."""
+    """A 1x1 convolution and its norm, in the attributes "0" and "1"."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, make_conv: MakeConv):
-        setattr(self, "0", make_conv(num_in, num_out, 1, stride))
-        setattr(self, "1", BatchNorm(num_out))
+        add_numbered(self, "", [make_conv(num_in, num_out, 1, stride), BatchNorm(num_out)])
 
     def __call__(
         self,
@@ -227,6 +251,6 @@ class Downsample(nnx.Module):
         train: bool,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """Planes of the block's output."""
-        x = getattr(self, "0")(x, train=train, key=key)
-        return getattr(self, "1")(x, train=train)
+        """Returns planes of the shape of the block's output."""
+        conv, norm = numbered(self, "")
+        return norm(conv(x, train=train, key=key), train=train)

@@ -203,7 +203,7 @@ class PhotographFeed:
         with contextlib.closing(batches):
             yield from map(self._to_devices, batches)
 
-    def _to_devices(self, batch: data.HostBatch) -> tuple[Batch, int]:
+    def _to_devices(self, batch: data.NumpyBatch) -> tuple[Batch, int]:
         # Copies: the arrays are shared memory, which the workers' end must find unused.
         rows = {name: np.array(array) for name, array in batch.items() if name != "skipped"}
         statistics = data.STATISTICS[self.config.dataset.name]
