@@ -42,7 +42,7 @@ NOT_BELOW = {
     "deploy": {"data", "platform", "show"},
     "show": {"models", "graphs", "data", "edges", "ops", "platform", "config"},
     "models": {"data", "platform"},
-    "graphs": {"data", "platform", "config", "errors"},
+    "graphs": {"data", "platform", "errors"},
     "data": {"edges", "ops", "platform"},
     "edges": {"platform", "config", "errors"},
     "ops": {"platform", "config", "errors"},
