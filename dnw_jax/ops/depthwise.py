@@ -120,12 +120,12 @@ def _kernel_gradient_in_chunks(planes: Array, cotangent: Array) -> Array:
     shape = (chunk // images, images, height, width, nodes)
 
     def add(index: Array, totals: list[Array]) -> list[Array]:
-        chunks = [
+        x, g = (
             lax.dynamic_slice_in_dim(a, index * chunk, chunk).reshape(shape).astype(jnp.float32)
             for a in (planes, cotangent)
-        ]
+        )
         pairs = zip(totals, _TAPS, strict=True)
-        return [total + _sum_over_rows(*chunks, *tap) for total, tap in pairs]
+        return [total + _sum_over_rows(x, g, row, column) for total, (row, column) in pairs]
 
     columns = [width - abs(c - 1) for _, c in _TAPS]
     start = [jnp.zeros((chunk // images, n, nodes), jnp.float32) for n in columns]

@@ -305,7 +305,7 @@ def _solve_backward(
         slot = jnp.argmax(jnp.where(solved.saved_steps <= index, solved.saved_steps, -1))
         saved_step, (state, slope) = solved.saved_steps[slot], solved.saved_states[slot]
         state, slope = lax.fori_loop(
-            saved_step, index, lambda i, at: repeat_step(i, *at, args)[:2], (state, slope)
+            saved_step, index, lambda i, at: repeat_step(i, at[0], at[1], args)[:2], (state, slope)
         )
         products = lax.cond(
             saved_step == index,
@@ -319,7 +319,7 @@ def _solve_backward(
         index = solved.num_accepted - 1 - count
         state, slope, products = restore(index)
         _, pull_step = jax.vjp(
-            lambda *at: repeat_step(index, *at, products)[:3], state, slope, args
+            lambda z, f, a: repeat_step(index, z, f, a, products)[:3], state, slope, args
         )
         to_outputs = jnp.where(count == 0, cotangent, 0)
         to_state, to_slope, more_to_args = pull_step((to_state, to_slope, to_outputs))

@@ -1,15 +1,17 @@
-"""Single-channel 3x3 convolution, forwards and with gradients, beside XLA's grouped convolution.
+"""Single-channel 3x3 convolution, forward and with gradients, beside XLA's grouped convolution.
 
     python -m experiments.benchmarks.depthwise
 
-Ours in a loop in one program, as in training, the grouped one by itself: in a loop XLA:CPU takes
-minutes for it. The work is to read and write each array once: input and output, and backwards the
-cotangent, the input again and the input's cotangent; and nine products and sums for each pixel, as
-many again for each gradient.
+Ours runs in a loop in one program, as in training. The grouped convolution runs by itself, because
+XLA:CPU takes minutes for it in a loop. The floor is the time to read and write each array once
+(input and output; in the backward pass also the cotangent, the input again and the input's
+cotangent) and to make nine products and sums for each pixel, as many again for each gradient.
 """
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "ours": _looped(passes(depthwise_conv3x3)),
                 "grouped": jax.jit(passes(_grouped)),
             }
-            timings = _in_turn(programs, flags.turns, planes, kernel)
+            calls = {
+                who: functools.partial(program, planes, kernel) for who, program in programs.items()
+            }
+            timings = in_turn(calls, flags.turns, {"ours": _ITERATIONS})
             work = Work(2 * products * planes.size, arrays * planes.nbytes)
             report.add(
                 f"{batch} x {size} x {size} x {nodes} {passes.__name__.strip('_')}", timings, work
@@ -70,27 +75,31 @@ def _with_gradients(convolution: Convolution) -> Convolution:
 
 
 def _looped(one: Convolution) -> Convolution:
-    @jax.jit  # the number is an argument: XLA would write few iterations one after the other
+    @jax.jit  # The number is an argument, because XLA would unroll a loop of a few known steps.
     def loop(planes: jax.Array, kernel: jax.Array, number: int) -> jax.Array:
         return lax.fori_loop(0, number, lambda _, planes: one(planes, kernel), planes)
 
     return lambda planes, kernel: loop(planes, kernel, _ITERATIONS)
 
 
-def _in_turn(
-    programs: dict[str, Convolution], turns: int, planes: jax.Array, kernel: jax.Array
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]], turns: int, steps: Mapping[str, int] | None = None
 ) -> dict[str, Timing]:
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(turns + 1):  # the first to compile
-        for name, program in programs.items():
+    """Times `turns` turns of each call, after one uncounted turn that compiles.
+
+    A call that makes several `steps` has the seconds of one of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(program(planes, kernel))
+            jax.block_until_ready(call())
             elapsed = time.perf_counter() - start
             if turn:
-                seconds[name].append(elapsed / (_ITERATIONS if name == "ours" else 1))
+                seconds[name].append(elapsed / (steps or {}).get(name, 1))
     return {name: Timing(tuple(each)) for name, each in seconds.items()}
 
 
 if __name__ == "__main__":
-    restart_with_large_pages()  # as runs do
+    restart_with_large_pages()  # as training does
     main()
