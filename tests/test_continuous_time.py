@@ -33,8 +33,10 @@ from dnw_jax.config.fixed_steps import num_fixed_steps
 from dnw_jax.graphs.continuous_time import ContinuousTime, vector_field
 from dnw_jax.graphs.time_graph import TimeGraph
 from dnw_jax.ops import ode
-from dnw_jax.ops.ode import OdeProblem, first_step, solve_ode
+from dnw_jax.ops.ode import solve_ode
+from dnw_jax.ops.ode_problem import OdeProblem
 from dnw_jax.ops.runge_kutta import SOLVERS
+from dnw_jax.ops.step_control import first_step
 from dnw_jax.train import create_train_state, evaluate_step
 
 pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")

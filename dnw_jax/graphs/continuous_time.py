@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from dnw_jax.config.fixed_steps import num_fixed_steps
 from dnw_jax.graphs.nodes import NodeValues
-from dnw_jax.ops.ode import OdeProblem, solve_ode
+from dnw_jax.ops.ode import solve_ode
+from dnw_jax.ops.ode_problem import OdeProblem
 from dnw_jax.ops.runge_kutta import SOLVERS
 from dnw_jax.ops.send import send
 

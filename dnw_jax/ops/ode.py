@@ -9,7 +9,6 @@ every checkpoint: with its loop and its adjoint a training step of the CIFAR-10 
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,60 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dnw_jax.ops.runge_kutta import (
-    Method,
-    Outputs,
-    Product,
-    Scalar,
-    State,
-    Step,
-    Stepper,
-    VectorField,
-    rectified_step,
-)
+from dnw_jax.ops.ode_problem import OdeProblem
+from dnw_jax.ops.runge_kutta import Outputs, Product, Scalar, State, Step
+from dnw_jax.ops.step_control import Mask, accept_step, first_step
 
 Inputs = Float[Array, "batch height width inputs"]
-Mask = Bool[Array, " batch"]
 Count = Int[Array, ""]
 
 _END = 1.0
 _MAX_SAVED = 6
-_SAFETY, _MIN_FACTOR, _MAX_FACTOR = 0.9, 0.2, 10.0
-
-
-@dataclass(frozen=True)
-class OdeProblem:
-    """A differential equation and how to solve it from t = 0 to 1.
-
-    Attributes:
-      vector_field: dZ/dt; see `VectorField`.
-      method: the Runge-Kutta method; adaptive steps need one with an error estimate.
-      outputs: the range of nodes that are read.
-      rtol, atol: relative and absolute tolerance of a step's error (root mean square).
-      step_size: the length of a fixed step; ignored where `num_steps` is 0.
-      num_steps: the number of fixed steps; the last one ends at t = 1. 0 makes the steps adaptive.
-      max_steps: the most steps to try, refused ones included.
-    """
-
-    vector_field: VectorField
-    method: Method
-    outputs: slice
-    rtol: float
-    atol: float
-    step_size: float
-    num_steps: int
-    max_steps: int
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the error estimate sets the length of a step."""
-        return self.num_steps == 0
-
-    @property
-    def stepper(self) -> Stepper:
-        """Returns what makes the steps."""
-        stop = _END if self.adaptive else None
-        return Stepper(self.vector_field, self.method, self.outputs, stop)
 
 
 class _SolverState(NamedTuple):
@@ -151,7 +105,7 @@ def _solve(
         step = problem.stepper.step(now.time, length, now.state, now.slope, args)
         accept, factor = jnp.bool_(True), jnp.ones(())
         if problem.adaptive:
-            accept, factor = _step_control(problem, now.state, step, mask)
+            accept, factor = accept_step(problem, now.state, step, mask)
         slot, stride = _slot_for_step(now)
 
         def if_accepted(new: Array, old: Array) -> Array:
@@ -205,54 +159,6 @@ def _fixed_step(problem: OdeProblem, now: _SolverState) -> tuple[Scalar, Scalar]
     end = (now.num_accepted + 1).astype(jnp.float32) * problem.step_size
     length = jnp.where(is_last, _END - now.time, problem.step_size)
     return length, jnp.where(is_last, _END, end)
-
-
-def first_step(
-    problem: OdeProblem, start: State, slope: State, args: Any, mask: Mask | None = None
-) -> Scalar:
-    """Returns the length of the first step (Hairer et al., Solving ODEs I, section II.4).
-
-    Args:
-      problem: the equation and the solver's settings.
-      start: rectified state at t = 0.
-      slope: dZ/dt at `start`.
-      args: what the vector field depends on besides the state.
-      mask: marks the real examples; None: all are.
-    """
-    scale = problem.atol + jnp.abs(start) * problem.rtol
-    size, speed = _root_mean_square(start / scale, mask), _root_mean_square(slope / scale, mask)
-    guess = jnp.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-    end = rectified_step((1.0,), guess, start, (slope,))
-    next_slope = problem.vector_field(end, args)[0]
-    curvature = _root_mean_square((next_slope - slope) / scale, mask) / guess
-    steepest = jnp.maximum(speed, curvature)
-    step = jnp.where(
-        steepest <= 1e-15,
-        jnp.maximum(1e-6, guess * 1e-3),
-        (0.01 / steepest) ** (1 / problem.method.order),
-    )
-    return jnp.minimum(100 * guess, step)
-
-
-def _step_control(
-    problem: OdeProblem, state: State, step: Step, mask: Mask | None
-) -> tuple[Bool[Array, ""], Scalar]:
-    """Returns whether the step is accepted, and the factor for the length of the next one."""
-    largest = jnp.maximum(jnp.abs(state), jnp.abs(step.state))
-    error = _root_mean_square(step.error / (problem.atol + problem.rtol * largest), mask)
-    accept = error < 1
-    factor = _SAFETY * error ** (-1 / problem.method.order)
-    least, most = jnp.where(accept, 1, _MIN_FACTOR), jnp.where(accept, _MAX_FACTOR, _SAFETY)
-    return accept, jnp.clip(factor, least, most)
-
-
-def _root_mean_square(values: State, mask: Mask | None) -> Scalar:
-    """Over the examples that `mask` marks; 0 if it marks none."""
-    if mask is None:
-        return jnp.sqrt(jnp.mean(jnp.square(values)))
-    of_examples = jnp.mean(jnp.square(values), (1, 2, 3))
-    total = jnp.sum(jnp.where(mask, of_examples, 0))
-    return jnp.sqrt(total / jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1))
 
 
 def _slot_for_step(now: _SolverState) -> tuple[Count, Count]:
