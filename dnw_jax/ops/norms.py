@@ -26,7 +26,9 @@ PerNode = Float[Array, " nodes"]
 def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool = False) -> Planes:
     """Returns planes with mean 0 and variance 1 over their pixels, then scaled and shifted.
 
-    GRADIENT_NOTE
+    The gradient is hand-written so that each result is one pass: see the top of this file.
+    Measured alone, autodiff is as fast (0.88 of the time; jax 0.10.2,
+    `python -m experiments.benchmarks.gradients`).
 
     Args:
       planes: each plane of each image is normalised by itself.
@@ -91,7 +93,10 @@ def batch_norm(
 ) -> tuple[Planes, PerNode, PerNode]:
     """Returns normalised planes, and the mean and the (biased) variance of the batch.
 
-    Mean and variance get no gradient of their own: their cotangents are ignored. GRADIENT_NOTE
+    Mean and variance get no gradient; their cotangents are ignored.
+
+    The gradient is hand-written so that each result is one pass: see the top of this file.
+    Autodiff takes 2.0 times as long (jax 0.10.2, `python -m experiments.benchmarks.gradients`).
 
     Args:
       planes: each node's planes are normalised together.

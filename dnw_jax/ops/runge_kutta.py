@@ -196,7 +196,11 @@ def rectified_step(
 ) -> State:
     """Returns relu(state + length * sum of coefficients * slopes).
 
-    The step length gets no gradient. GRADIENT_NOTE
+    The step length gets no gradient.
+
+    The gradient is hand-written so that the masked cotangent is written to memory once for the
+    state and all slopes. Autodiff takes 1.9 times as long on CPU
+    (jax 0.10.2, `python -m experiments.benchmarks.gradients`).
     """
 
     def compute(length: Array, state: Array, *slopes: Array) -> Array:

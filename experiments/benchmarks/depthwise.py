@@ -83,18 +83,21 @@ def _looped(one: Convolution) -> Convolution:
 
 
 def in_turn(
-    calls: Mapping[str, Callable[[], Any]], turns: int, steps: Mapping[str, int] | None = None
+    calls: Mapping[str, Callable[[], Any]],
+    turns: int,
+    steps: Mapping[str, int] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Times `turns` turns of each call, after one uncounted turn that compiles.
+    """Times `turns` turns of each call with `clock`, after one uncounted turn that compiles.
 
     A call that makes several `steps` has the seconds of one of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(call())
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if turn:
                 seconds[name].append(elapsed / (steps or {}).get(name, 1))
     return {name: Timing(tuple(each)) for name, each in seconds.items()}
