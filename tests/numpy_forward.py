@@ -143,10 +143,6 @@ def discrete(inputs: Array, graph: Graph, num_steps: int) -> Array:
 
 
 # Explicit Runge-Kutta methods: the stages' coefficients, then the weights of the sum.
-EULER = ([], [1])
-MIDPOINT = ([[1 / 2]], [0, 1])
-HEUN = ([[1]], [1 / 2, 1 / 2])
-RALSTON = ([[2 / 3]], [1 / 4, 3 / 4])
 RK4 = ([[1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
 
 

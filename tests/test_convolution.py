@@ -1,4 +1,4 @@
-"""Our convolution and its gradients equal those of `lax`, in a loop and out of it."""
+"""The dense convolution and its gradients equal those of `lax`, inside a loop and outside."""
 
 import functools
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+
+from dnw_jax.ops.convolution import conv2d
 
 CASES = [  # image, window, inputs, outputs, stride, padding
     ((6, 6), 3, 2, 4, 1, 1),
@@ -55,7 +57,7 @@ def test_equals_lax(case: tuple, looped: bool) -> None:
         )
 
     for ours, theirs in zip(
-        run(convolution, planes, kernel), run(lax_convolution, planes, kernel), strict=True
+        run(conv2d, planes, kernel), run(lax_convolution, planes, kernel), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
         assert ours.dtype == theirs.dtype
@@ -65,8 +67,7 @@ def test_in_bfloat16() -> None:
     planes = jax.random.normal(jax.random.key(0), (2, 6, 6, 3), jnp.bfloat16)
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4), jnp.bfloat16)
     ours, theirs = (
-        jax.vjp(lambda x, k, f=f: f(x, k, 1, 1), planes, kernel)
-        for f in (convolution, lax_convolution)
+        jax.vjp(lambda x, k, f=f: f(x, k, 1, 1), planes, kernel) for f in (conv2d, lax_convolution)
     )
     cotangent = jnp.ones_like(ours[0])
     pairs = zip((ours[0], *ours[1](cotangent)), (theirs[0], *theirs[1](cotangent)), strict=True)
@@ -75,3 +76,17 @@ def test_in_bfloat16() -> None:
         np.testing.assert_allclose(
             *(np.asarray(a, np.float32) for a in (mine, expected)), rtol=2e-2, atol=0.1
         )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_of_no_images(case: tuple) -> None:
+    (height, width), window, num_in, num_out, stride, padding = case
+    planes, kernel = (
+        jnp.ones((0, height, width, num_in)),
+        jnp.ones((window, window, num_in, num_out)),
+    )
+    out, pull = jax.vjp(lambda x, k: conv2d(x, k, stride, padding), planes, kernel)
+    to_planes, to_kernel = jax.jit(pull)(out)
+    assert out.shape == lax_convolution(planes, kernel, stride, padding).shape
+    assert to_planes.shape == planes.shape
+    np.testing.assert_array_equal(to_kernel, 0)

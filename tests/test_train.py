@@ -443,11 +443,11 @@ def test_a_solver_may_change(tmp_path: Path) -> None:
     run(tmp_path, **fields)
     (before,) = rows(tmp_path, "test")
     assert (
-        main([f"--workdir={tmp_path}", "--mode=evaluate", "--config.model.solver.name=heun"]) == 0
+        main([f"--workdir={tmp_path}", "--mode=evaluate", "--config.model.solver.name=tsit5"]) == 0
     )
     after = json.loads((tmp_path / "evaluation.json").read_text())
     assert after["loss"] != before["loss"]
-    assert after["changed"] == ["model.solver.name: 'dopri5' != 'heun'"]
+    assert after["changed"] == ["model.solver.name: 'dopri5' != 'tsit5'"]
     run(tmp_path, **fields | {"num_steps": "2", "model__solver__step_size": "0.25"})
 
 

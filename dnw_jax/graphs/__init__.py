@@ -1,1 +1,1 @@
-"""Node dynamics: what nodes do, and how signal goes round in static and timed graphs."""
+"""Flax modules for nodes, edges and graphs: static, in discrete time and in continuous time."""

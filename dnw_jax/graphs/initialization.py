@@ -1,4 +1,7 @@
-"""PyTorch's default initialisation, which the published code relies on (its selection sees it)."""
+"""PyTorch's default initialisation of layers.
+
+The published code relies on it: the initial magnitudes decide which edges are chosen first.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -10,9 +13,10 @@ from jax.nn.initializers import Initializer
 
 @functools.cache
 def uniform_fan_in(fan_in: int) -> Initializer:
-    """Initializer U(-b, b) with b = 1 / sqrt(fan_in), for the weights and biases of a linear map.
+    """Returns an initializer of U(-b, b) with b = 1 / sqrt(fan_in), for weights and biases.
 
-    Cached, so that modules built alike hold the same function and compile once.
+    The result is cached: modules with equal settings hold the same function, so that their programs
+    compile once.
     """
     bound = fan_in**-0.5
 

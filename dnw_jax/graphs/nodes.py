@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -15,34 +15,35 @@ EVERY_NODE = slice(None)
 EVERY_PIXEL = (slice(None), slice(None))
 
 Planes = Float[Array, "batch height width nodes"]
-Fired = Float[Array, "batch out_height out_width nodes"]
+FiredPlanes = Float[Array, "batch out_height out_width nodes"]
+Kernel = Float[Array, "3 3 nodes"]
 
 
 class NodeValues(NamedTuple):
-    """The parameters of some nodes as plain arrays, the node operation's two halves on them.
+    """Parameters of some nodes as plain arrays, and both halves of the node operation.
 
-    A wiring puts its edges where it wants them: static graphs normalise and convolve before the
-    edges, graphs in time convolve before and normalise after.
+    Where the edges stand between the halves depends on the wiring: static graphs normalise and
+    convolve before the edges, graphs in time convolve before and normalise after them.
     """
 
     scale: Float[Array, " nodes"]
     bias: Float[Array, " nodes"]
-    kernel: Float[Array, "3 3 nodes"]
+    kernel: Kernel
 
-    def of(self, nodes: slice) -> "NodeValues":
-        """The values of a range of nodes."""
+    def select(self, nodes: slice) -> "NodeValues":
+        """Returns the parameters of a range of nodes."""
         return NodeValues(self.scale[nodes], self.bias[nodes], self.kernel[..., nodes])
 
     def normalise(self, planes: Planes, *, rectify: bool = False) -> Planes:
-        """Instance normalisation, with `rectify` a ReLU after it."""
+        """Returns instance-normalised planes; with `rectify` a ReLU follows."""
         return instance_norm(planes, self.scale, self.bias, rectify)
 
-    def convolve(self, planes: Planes, stride: int = 1) -> Fired:
-        """Each node's own 3x3 convolution, without bias."""
+    def convolve(self, planes: Planes, stride: int = 1) -> FiredPlanes:
+        """Returns each plane convolved with its node's 3x3 kernel, without bias."""
         return _convolve(planes, self.kernel, stride)
 
 
-def _convolve(planes: Planes, kernel: Float[Array, "3 3 nodes"], stride: int) -> Fired:
+def _convolve(planes: Planes, kernel: Kernel, stride: int) -> FiredPlanes:
     return depthwise_conv3x3(planes, kernel.astype(planes.dtype), stride)
 
 
@@ -50,33 +51,33 @@ def _convolve(planes: Planes, kernel: Float[Array, "3 3 nodes"], stride: int) ->
 class FiringNodes(Protocol):
     """Nodes that a static graph can fire block by block."""
 
-    def fire(
-        self,
-        planes: Planes,
-        nodes: slice,
-        *,
-        train: bool,
-        stride: int = 1,
-    ) -> Fired:
-        """What the nodes of one block send: normalise, ReLU, convolution with `stride`."""
+    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> FiredPlanes:
+        """Returns what the nodes of one block send: normalise, ReLU, convolution with `stride`.
+
+        Args:
+          planes: states of the block's nodes.
+          nodes: the range of nodes that is the block.
+          train: whether batch statistics are used and remembered.
+          stride: of the convolution, in pixels.
+        """
 
 
 class Nodes(nnx.Module):
     """Trainable parameters of `num_nodes` nodes that normalise each image by itself."""
 
     def __init__(self, num_nodes: int, *, rngs: nnx.Rngs):
-        self.scale = nnx.Param(jax.numpy.ones(num_nodes))
-        self.bias = nnx.Param(jax.numpy.zeros(num_nodes))
+        self.scale = nnx.Param(jnp.ones(num_nodes))
+        self.bias = nnx.Param(jnp.zeros(num_nodes))
         self.kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, num_nodes)))
 
     def values(self) -> NodeValues:
-        """The parameters as they are now, float32."""
+        """Returns the current parameters, float32."""
         return NodeValues(self.scale[...], self.bias[...], self.kernel[...])
 
-    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> Fired:
-        """As `FiringNodes.fire`; training makes no difference."""
+    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> FiredPlanes:
+        """Returns what the nodes send; see `FiringNodes`. `train` makes no difference."""
         del train
-        values = self.values().of(nodes)
+        values = self.values().select(nodes)
         return values.convolve(values.normalise(planes, rectify=True), stride)
 
 
@@ -87,7 +88,7 @@ class BatchNormNodes(nnx.Module):
         self.norm = BatchNorm(num_nodes)
         self.kernel = nnx.Param(uniform_fan_in(9)(rngs.params(), (3, 3, num_nodes)))
 
-    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> Fired:
-        """As `FiringNodes.fire`; training uses the batch's statistics and remembers them."""
+    def fire(self, planes: Planes, nodes: slice, *, train: bool, stride: int = 1) -> FiredPlanes:
+        """Returns what the nodes send; see `FiringNodes`."""
         planes = self.norm(planes, train=train, channels=nodes, rectify=True)
         return _convolve(planes, self.kernel[..., nodes], stride)

@@ -1,9 +1,9 @@
-"""Graphs in time: all nodes act at once, again and again; what discrete and continuous share."""
+"""Graphs in which all nodes act at the same time, step by step: discrete and continuous time."""
 
 from typing import Protocol, runtime_checkable
 
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import Rule
 from dnw_jax.graphs.edge_graph import EdgeGraph
@@ -12,7 +12,7 @@ from dnw_jax.ops.send import send
 
 
 def update(
-    active: Float[Array, "batch height width sources"],
+    rectified: Float[Array, "batch height width sources"],
     nodes: NodeValues,
     weights: Float[Array, "nodes nodes"],
     sources: slice = EVERY_NODE,
@@ -20,17 +20,23 @@ def update(
     *,
     rectify: bool = False,
 ) -> Float[Array, "batch height width targets"]:
-    """f(W Z) of rectified states Z: convolve, send along the edges, normalise the targets.
+    """Returns f(W Z): convolve, send along the edges, normalise.
 
-    With `rectify` the new states are rectified, too.
+    Args:
+      rectified: rectified states of the `sources`.
+      nodes: parameters of all nodes.
+      weights: edge weights.
+      sources: the range of nodes that send; the states of all others are zero.
+      targets: the range of nodes whose new states are returned.
+      rectify: whether to rectify the new states.
     """
-    signal = send(nodes.of(sources).convolve(active), weights[sources, targets])
-    return nodes.of(targets).normalise(signal, rectify=rectify)
+    signal = send(nodes.select(sources).convolve(rectified), weights[sources, targets])
+    return nodes.select(targets).normalise(signal, rectify=rectify)
 
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """How the states of the nodes evolve. A small hashable dataclass: it is part of the model."""
+    """How the states of the nodes change: a small hashable dataclass, static data of the model."""
 
     def __call__(
         self,
@@ -38,15 +44,24 @@ class Dynamics(Protocol):
         nodes: NodeValues,
         weights: Float[Array, "nodes nodes"],
         outputs: slice,
+        mask: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width outputs"]:
-        """States of the `outputs` nodes at the end; at first only the first nodes hold signal."""
+        """Returns the states of the `outputs` nodes at the end.
+
+        Args:
+          inputs: states of the first nodes at the start; all others are zero.
+          nodes: parameters of all nodes.
+          weights: edge weights; zero where no edge is real.
+          outputs: the range of nodes to return.
+          mask: marks the real examples; padding must not influence their states. None: all are.
+        """
 
 
 class TimeGraph(nnx.Module):
-    """A graph on which any edge may exist, cycles included (section 2.3).
+    """A graph in which any edge may exist, cycles included (section 2.3).
 
-    Signal enters at the first nodes, one for each input plane; all others start at zero; the last
-    `num_outputs` nodes are read at the end. Edges are chosen once for the whole evolution.
+    Signal enters at the first nodes, one for each input plane. All others start at zero. The last
+    `num_outputs` nodes are read at the end. A forward pass chooses the edges once.
     """
 
     def __init__(
@@ -70,10 +85,15 @@ class TimeGraph(nnx.Module):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
+        mask: Bool[Array, " batch"] | None = None,
         pixels: tuple[slice, slice] = EVERY_PIXEL,
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """The states of the output nodes at the end, at those `pixels` that are wanted."""
+        """Returns the states of the output nodes at the end, at the rows and columns `pixels`.
+
+        `mask` marks the real examples: see `Dynamics`.
+        """
         weights = self.edges.real_weights(train=train, key=key).astype(inputs.dtype)
         outputs = slice(weights.shape[1] - self.num_outputs, weights.shape[1])
         rows, columns = pixels
-        return self.dynamics(inputs, self.nodes.values(), weights, outputs)[:, rows, columns]
+        states = self.dynamics(inputs, self.nodes.values(), weights, outputs, mask)
+        return states[:, rows, columns]

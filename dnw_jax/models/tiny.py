@@ -1,11 +1,11 @@
-"""The tiny classifiers of Table 1: stem, one graph, read-out; 41k live parameters."""
+"""The tiny classifiers of Table 1: stem, one graph, linear head; 41k live parameters."""
 
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.initialization import uniform_fan_in
@@ -15,7 +15,7 @@ from dnw_jax.ops.depthwise import depthwise_conv3x3
 
 @runtime_checkable
 class Graph(Protocol):
-    """A wiring: blocked, or in time."""
+    """A graph of nodes: `BlockedGraph` or `TimeGraph`."""
 
     def __call__(
         self,
@@ -23,9 +23,13 @@ class Graph(Protocol):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
+        mask: Bool[Array, " batch"] | None = None,
         pixels: tuple[slice, slice] = ...,
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """States of the output nodes, at the rows and columns of `pixels`."""
+        """Returns the states of the output nodes, at the rows and columns of `pixels`.
+
+        `mask` marks the real examples; padding must not influence their states.
+        """
 
 
 class TinyClassifier(nnx.Module):
@@ -52,15 +56,25 @@ class TinyClassifier(nnx.Module):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
+        mask: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. In training the stem's norms use the batch's own statistics."""
+        """Returns logits, float32.
+
+        Args:
+          images: normalised images.
+          train: whether the stem's norms use the statistics of the batch.
+          key: for rules that draw random numbers.
+          mask: marks the real examples. In evaluation the logits of these do not depend on the
+            others. None: all are real.
+        """
         inputs = self.stem(images.astype(self.dtype), train=train)
-        states = self.graph(inputs, train=train, key=key, pixels=central_pixels(inputs))
+        pixels = central_pixels(inputs)
+        states = self.graph(inputs, train=train, key=key, mask=mask, pixels=pixels)
         return self.head(jnp.mean(states.astype(jnp.float32), (1, 2)))
 
 
 class Stem(nnx.Module):
-    """Quarters the images' sides and makes the graph's input planes.
+    """Makes the graph's input planes, of a quarter of the images' height and width.
 
     Convolution 3x3/2, BatchNorm, ReLU, single-channel convolution 3x3/2, 1x1, BatchNorm.
     """
@@ -87,7 +101,7 @@ class Stem(nnx.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch height width inputs"]:
-        """Planes of a quarter of the images' height and width (rounded up)."""
+        """Returns planes of a quarter of the images' height and width (rounded up)."""
         x = self.conv_norm(self.conv(images), train=train, rectify=True)
         x = depthwise_conv3x3(x, self.depthwise_kernel.astype(x.dtype), 2)
         x = self.mix(x + self.depthwise_bias.astype(x.dtype))
@@ -95,6 +109,6 @@ class Stem(nnx.Module):
 
 
 def central_pixels(planes: Float[Array, "batch height width nodes"]) -> tuple[slice, slice]:
-    """The two rows and two columns before the centre (of 8x8 planes: 2 and 3, from 0)."""
+    """Returns the two rows and two columns before the centre: 2 and 3 (from 0) of 8x8 planes."""
     row, column = (max(size // 2 - 2, 0) for size in planes.shape[1:3])
     return slice(row, row + 2), slice(column, column + 2)

@@ -1,1 +1,1 @@
-"""Pure functions on arrays, without Flax: convolutions, norms, products along edges, solvers."""
+"""Pure functions on arrays, without Flax: convolutions, norms, products along edges, ODE solves."""

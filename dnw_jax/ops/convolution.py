@@ -1,9 +1,9 @@
-"""Convolutions of our models, with gradients that XLA:CPU runs fast inside a loop, too.
+"""Dense convolution, with a gradient that XLA:CPU runs fast inside a loop, too.
 
-There (jax issue 12868) a convolution whose axes are in any other order than
-[batch, height, width, channels] runs a hundred times slower, and autodiff's gradients are of such
-an order. A window of 1x1 is a matrix product, which is fast everywhere; of planes of a few pixels
-we make one.
+Inside a loop XLA:CPU takes a hundred times longer for a convolution whose axes are not in the order
+[batch, height, width, channels] (https://github.com/jax-ml/jax/issues/12868), and autodiff writes
+gradients in another order. A window of 1x1 is a matrix product, which is fast everywhere. A
+convolution whose result has a few pixels becomes one, too.
 """
 
 import functools
@@ -27,9 +27,19 @@ def conv2d(
     stride: int = 1,
     padding: int = 0,
 ) -> Float[Array, "batch out_height out_width outputs"]:
-    """Cross-correlates, with `padding` zeros on all four sides, every `stride` pixels."""
+    """Cross-correlates planes with a kernel.
+
+    The gradient is hand-written for convolutions inside a loop on CPU: see the top of this file.
+    Autodiff takes 43 times as long (jax 0.10.2, `python -m experiments.benchmarks.gradients`).
+
+    Args:
+      planes: the input.
+      kernel: of the same floating-point type as `planes`.
+      stride: in pixels.
+      padding: how many rows and columns of zeros are padded on each of the four sides.
+    """
     if kernel.shape[:2] == (1, 1) and padding == 0:
-        # XLA for GPU (jax 0.10.2) crashes where it fuses the steps of a slice into a product.
+        # XLA for GPU (jax 0.10.2) crashes when it fuses a strided slice into a product.
         return send(barrier(planes[:, ::stride, ::stride]), kernel[0, 0])
     sizes = [
         (size + 2 * padding - window) // stride + 1
@@ -41,12 +51,12 @@ def conv2d(
     return _convolve(planes, kernel, stride, padding)
 
 
-# Of a result. There XLA:CPU takes a convolution that is a hundred times slower than a product.
+# For a result of so few pixels XLA:CPU's convolution is a hundred times slower than a product.
 _FEW_PIXELS = 9
 
 
 def _patches(planes: Array, window: tuple[int, ...], stride: int, padding: int) -> Array:
-    """What each pixel of the result sees, as its channels."""
+    """Returns for each pixel of the result the window that it sees, as channels."""
     ends = (padding, padding)
     padded = jnp.pad(planes, ((0, 0), ends, ends, (0, 0)))
     rows, columns = (size - w + 1 for size, w in zip(padded.shape[1:3], window, strict=True))
@@ -64,15 +74,18 @@ def conv_general_dilated(
     padding: Sequence[tuple[int, int]],
     **others: Any,
 ) -> Array:
-    """`conv2d` for the argument `conv_general_dilated` of `flax.nnx.Conv`.
+    """Returns `conv2d` of its arguments: for `conv_general_dilated=` of `flax.nnx.Conv`.
 
     Raises:
-      ValueError: strides or paddings that are not equal, a dilation, or groups.
+      ValueError: strides or paddings differ, or a dilation or groups are asked for.
     """
     dilations = {*others.get("lhs_dilation", ()), *others.get("rhs_dilation", ())}
     (height, width), ends = strides, {end for pair in padding for end in pair}
     if height != width or len(ends) > 1 or dilations - {1} or others["feature_group_count"] != 1:
-        raise ValueError(f"strides {strides}, padding {padding}, {others}: not what we compute")
+        raise ValueError(
+            f"strides={strides}, padding={padding}, {others}: only equal strides and paddings, "
+            "no dilation and one group are implemented"
+        )
     return conv2d(planes, kernel, height, ends.pop())
 
 
@@ -116,7 +129,10 @@ def _gradients(
     padding: int,
     keep: Callable[[Any], Any],
 ) -> tuple[Array, Array]:
-    """Both as convolutions; `keep` may keep XLA from folding the transposes into them."""
+    """Returns both gradients, each a convolution.
+
+    `keep` may be a barrier that stops XLA from folding the transposes into the convolutions.
+    """
     sizes = list(zip(planes.shape[1:3], cotangent.shape[1:3], kernel.shape[:2], strict=True))
     flipped = keep(kernel[::-1, ::-1].swapaxes(2, 3))
     ends = [
@@ -126,7 +142,7 @@ def _gradients(
     to_planes = lax.conv_general_dilated(
         cotangent, flipped, (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=_ORDER
     )
-    # Images and channels change places: what was summed over is now the channels.
+    # Images and channels change places, because a convolution sums over channels.
     by_input, by_pixel = keep((planes.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
     ends = [(padding, window + (out - 1) * stride - size - padding) for size, out, window in sizes]
     to_kernel = lax.conv_general_dilated(

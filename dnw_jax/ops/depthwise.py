@@ -1,10 +1,11 @@
-"""Single-channel 3x3 convolution: each node looks at its own plane.
+"""Single-channel 3x3 convolution: each plane has its own kernel.
 
-XLA's grouped convolution is 10 to 60 times slower on CPU than what is here, so the convolution is
-written as a sum of nine shifted products. Shifting the *product* by padding it (rather than slicing
-a padded input) lets XLA:CPU vectorise the whole sum: 3.3 ms against 16 ms for 128 images of 8x8 and
-800 nodes, on two cores. Autodiff would turn the fast form into the slow one, hence our own gradient
-rules. What is convolved has to lie in memory: see `fences.py`.
+XLA's grouped convolution is 10 to 60 times slower on CPU (`experiments.benchmarks.depthwise`), so
+the convolution is a sum of nine shifted products. Padding the *product*, rather than slicing a
+padded input, lets XLA:CPU vectorise the whole sum: 3.3 ms instead of 16 ms for 128 images of 8x8
+and 800 nodes on two cores. The operands and the result are written to memory (`materialised`): a
+producer fused into the convolution would be computed nine times, and a consumer fused into it would
+set a slow order of axes.
 """
 
 import functools
@@ -26,15 +27,24 @@ def depthwise_conv3x3(
     kernel: Float[Array, "3 3 nodes"],
     stride: int = 1,
 ) -> Float[Array, "batch out_height out_width nodes"]:
-    """Cross-correlates each plane with its own 3x3 kernel, zero padding of 1 on each side.
+    """Cross-correlates each plane with its node's kernel.
 
-    The output has `ceil(height / stride)` rows and `ceil(width / stride)` columns.
+    The gradient is hand-written because autodiff turns the fast form of this sum into slices of a
+    padded array, which XLA:CPU does not vectorise. Autodiff takes 2.7 times as long
+    (jax 0.10.2, `python -m experiments.benchmarks.gradients`).
+
+    Args:
+      planes: zeros are padded on each side, one row or column.
+      kernel: a 3x3 kernel for each node.
+      stride: in pixels.
+
+    Returns:
+      `ceil(height / stride)` rows and `ceil(width / stride)` columns of each plane.
     """
 
     def convolve(planes: Array, kernel: Array) -> Array:
         return _correlate(planes, kernel)[:, ::stride, ::stride]
 
-    # Kept out of what uses it: a transposing product would compute it in a slow order.
     return materialised(convolve, planes, kernel)
 
 
@@ -62,13 +72,15 @@ def _backward(stride: int, residuals: tuple[Array, Array], cotangent: Array) -> 
         cotangent = _dilate(cotangent, stride, planes.shape[1:3])
 
     def gradients(planes: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        return _correlate(cotangent, kernel[::-1, ::-1]), _kernel_gradient(planes, cotangent)
+        to_planes = _correlate(cotangent, kernel[::-1, ::-1])
+        to_kernel = _kernel_gradient(planes, cotangent)
+        return to_planes.astype(planes.dtype), to_kernel.astype(kernel.dtype)
 
     return materialised(gradients, planes, kernel, cotangent)
 
 
 def _dilate(planes: Array, stride: int, size: tuple[int, ...]) -> Array:
-    """Puts `stride - 1` zeros between the pixels, up to `size` rows and columns."""
+    """Inserts `stride - 1` zeros between the pixels and pads to `size` rows and columns."""
     zero = jnp.zeros((), planes.dtype)
     spread = [
         (0, length - ((short - 1) * stride + 1), stride - 1)
@@ -78,28 +90,31 @@ def _dilate(planes: Array, stride: int, size: tuple[int, ...]) -> Array:
 
 
 def _kernel_gradient(planes: Array, cotangent: Array) -> Array:
+    """Returns the float32 gradient with respect to the kernel."""
+    if planes.size == 0:
+        return _sum_over_pixels(planes, cotangent)
     return lax.platform_dependent(
         planes, cotangent, cpu=_kernel_gradient_in_chunks, default=_sum_over_pixels
-    ).astype(planes.dtype)
+    )
 
 
 def _sum_over_pixels(planes: Array, cotangent: Array) -> Array:
-    """Each tap's product summed over batch and pixels, in float32."""
+    """Sums each tap's product over batch and pixels, in float32."""
     taps = [
         jnp.sum(_shift(planes, 1 - r, 1 - c) * cotangent, (0, 1, 2), jnp.float32) for r, c in _TAPS
     ]
     return jnp.stack(taps).reshape(3, 3, -1)
 
 
-# What the cache holds of each of the two arrays, and the terms of one sum.
+# How much of each of the two arrays the cache holds, and how many terms one sum has.
 _CHUNK_BYTES, _TERMS = 2**20, 32
 
 
 def _kernel_gradient_in_chunks(planes: Array, cotangent: Array) -> Array:
-    """A few images at a time, so that the nine sums read from cache; three times faster on CPU.
+    """Sums a few images at a time, so that the nine sums read from cache: 3 times faster on CPU.
 
-    The sums are over rows and images, written out: XLA:CPU vectorises a long sum of slices, not a
-    reduction.
+    The sums over rows and images are written out, because XLA:CPU vectorises a long sum of slices
+    but not a reduction.
     """
     batch, height, width, nodes = planes.shape
     chunk = _largest_divisor(batch, _CHUNK_BYTES // planes[0].nbytes)
@@ -111,7 +126,8 @@ def _kernel_gradient_in_chunks(planes: Array, cotangent: Array) -> Array:
             lax.dynamic_slice_in_dim(a, index * chunk, chunk).reshape(shape).astype(jnp.float32)
             for a in (planes, cotangent)
         )
-        return [t + _sum_over_rows(x, g, *tap) for t, tap in zip(totals, _TAPS, strict=True)]
+        pairs = zip(totals, _TAPS, strict=True)
+        return [total + _sum_over_rows(x, g, row, column) for total, (row, column) in pairs]
 
     columns = [width - abs(c - 1) for _, c in _TAPS]
     start = [jnp.zeros((chunk // images, n, nodes), jnp.float32) for n in columns]
@@ -124,7 +140,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def _sum_over_rows(planes: Array, cotangent: Array, row: int, column: int) -> Array:
-    """One tap's products of [groups, images, height, width, nodes], summed over images and rows."""
+    """Sums one tap's products of [groups, images, height, width, nodes] over images and rows."""
     _, images, height, width, _ = planes.shape
     rows, columns = _overlap(height, row - 1), _overlap(width, column - 1)
     x = planes[:, :, :, column - 1 + columns.start : column - 1 + columns.stop]
@@ -134,7 +150,7 @@ def _sum_over_rows(planes: Array, cotangent: Array, row: int, column: int) -> Ar
 
 
 def _overlap(size: int, shift: int) -> range:
-    """The pixels whose neighbour `shift` pixels further exists, too."""
+    """Returns the pixels whose neighbour `shift` pixels further exists, too."""
     return range(max(0, -shift), min(size, size - shift))
 
 

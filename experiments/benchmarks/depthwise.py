@@ -8,8 +8,10 @@ once: input and output; in the backward pass the cotangent, the input and the in
 The arithmetic is nine products and sums per pixel, and as many for each gradient.
 """
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "ours": _looped(passes(depthwise_conv3x3)),
                 "grouped": jax.jit(passes(_grouped)),
             }
-            timings = _time_in_turn(programs, flags.turns, planes, kernel)
+            calls = {
+                who: functools.partial(program, planes, kernel) for who, program in programs.items()
+            }
+            timings = in_turn(calls, flags.turns, {"ours": _ITERATIONS})
             work = Work(2 * num_products * planes.size, num_arrays * planes.nbytes)
             report.add(
                 f"{batch} x {size} x {size} x {nodes} {passes.__name__.strip('_')}", timings, work
@@ -78,20 +83,27 @@ def _looped(convolution: Convolution) -> Convolution:
     return lambda planes, kernel: loop(planes, kernel, _ITERATIONS)
 
 
-def _time_in_turn(
-    programs: dict[str, Convolution], turns: int, planes: jax.Array, kernel: jax.Array
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]],
+    turns: int,
+    steps: Mapping[str, int] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(turns + 1):  # the first turn compiles
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(planes, kernel))
-            elapsed = time.perf_counter() - start
+    """Times `turns` turns of each call with `clock`, after one uncounted turn that compiles.
+
+    A call that makes several `steps` has the seconds of one of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
+            start = clock()
+            jax.block_until_ready(call())
+            elapsed = clock() - start
             if turn:
-                seconds[name].append(elapsed / (_ITERATIONS if name == "ours" else 1))
-    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+                seconds[name].append(elapsed / (steps or {}).get(name, 1))
+    return {name: Timing(tuple(each)) for name, each in seconds.items()}
 
 
 if __name__ == "__main__":
-    restart_with_large_pages()  # as runs do
+    restart_with_large_pages()  # as training does
     main()
