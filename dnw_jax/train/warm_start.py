@@ -19,8 +19,8 @@ _LEARNT = (nnx.Param, nnx.BatchStat)
 def warm_start(state: TrainState, config: ConfigDict) -> TrainState:
     """`state` with the weights of the run that `config.init_from` names.
 
-    The rules learn of it (`Rule.adopted`): fine_tune and lottery_ticket take the edges of those
-    weights, and a lottery ticket then goes back to that run's weights at step 0.
+    The rules adopt them (`Rule.adopt_weights`): fine_tune and lottery_ticket take the edges of
+    these weights, and a lottery ticket then goes back to that run's weights at step 0.
 
     Raises:
       UserError: `init_from` names no run or checkpoint, one of another model, or for these two
