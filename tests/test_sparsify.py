@@ -1,5 +1,6 @@
 """`sparsify`: the right leaves, straight-through gradients, any pytree, any state."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -20,7 +21,15 @@ from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
 import dnw_jax
-from dnw_jax.edges import RULES, ConstantFanIn, SparsitySchedule, edge_budget, sparsify
+from dnw_jax.edges import (
+    RULES,
+    ConstantFanIn,
+    Rule,
+    SparsitySchedule,
+    edge_budget,
+    edge_mask,
+    sparsify,
+)
 from dnw_jax.edges.budget import annealed_budget
 
 KEY = jax.random.key(0)
@@ -118,6 +127,88 @@ def test_a_random_wiring_hangs_on_its_key() -> None:
     np.testing.assert_array_equal(masks[0], masks[1])
     np.testing.assert_array_equal(masks[0], sparsifier.init(PARAMS)["head/kernel"])
     assert np.any(masks[0] != masks[2])
+
+
+# Rules that a user writes.
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestChange(Rule):
+    """The edges whose weights moved most since the start; the state holds the initial weights."""
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> jax.Array:
+        return weights
+
+    def mask(self, weights: Any, state: Any, num_edges: Any) -> jax.Array:
+        return edge_mask(weights - state, num_edges)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenHalfway(Rule):
+    """The top edges, chosen at every update of the first half of the run and then no more."""
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> jax.Array:
+        return edge_mask(weights, num_edges)
+
+    def mask(self, weights: Any, state: Any, num_edges: Any) -> jax.Array:
+        return state
+
+    def advance_state(self, weights: Any, state: Any, num_edges: Any, progress: Any) -> jax.Array:
+        return jnp.where(progress <= 0.5, edge_mask(weights, num_edges), state)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_rule_with_its_own_state(budget: str) -> None:
+    sparsifier = sparsify(PARAMS, 0.75, budget, LargestChange())
+    state = sparsifier.init(PARAMS)
+    assert set(state) == set(KERNELS)
+    change = jax.tree.map(lambda p: normal(*p.shape, seed=5), PARAMS)
+    params = jax.tree.map(jnp.add, PARAMS, change)
+    effective, after = jax.jit(sparsifier.apply)(params, state)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    counts = {leaf.path: leaf.kept for leaf in sparsifier.report(params, state).leaves}
+    for path, mask in sparsifier.wiring(params, state).items():
+        folder = path.partition("/")[0]
+        assert counts[path] == int(mask.sum())
+        moved = params[folder]["kernel"] - state[path]
+        np.testing.assert_array_equal(mask, top(moved, counts[path]))
+        np.testing.assert_array_equal(effective[folder]["kernel"] != 0, mask)
+    assert sparsifier.report(PARAMS).kept == sparsifier.report(params, state).kept
+    shapes = jax.eval_shape(lambda: PARAMS)
+    if budget != "global":
+        assert str(sparsifier.report(shapes)) == str(sparsifier.report(params, state))
+    for wrong in ({}, {"head/kernel": state["head/kernel"]}):
+        with pytest.raises(ValueError, match=r"pass what init\(params\) gave"):
+            sparsifier.apply(params, wrong)
+
+
+def test_a_state_that_changes_in_training() -> None:
+    sparsifier = sparsify(PARAMS, 0.75, rule=FrozenHalfway())
+
+    @jax.jit
+    def step(params: Any, state: Any, progress: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            effective, new_state = sparsifier.apply(params, state, progress=progress)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(effective)), new_state
+
+        gradient, new_state = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.45 * g, params, gradient), new_state
+
+    params, states = PARAMS, [sparsifier.init(PARAMS)]
+    for number in range(1, 5):
+        before = params
+        params, state = step(params, states[-1], jnp.float32(number / 4))
+        if number <= 2:
+            chosen = edge_mask(before["head"]["kernel"], 24)
+            np.testing.assert_array_equal(state["head/kernel"], chosen)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, state, states[-1])
+        states.append(state)
+    assert np.any(states[1]["head/kernel"] != states[2]["head/kernel"])
+    _, unchanged = sparsifier.apply(PARAMS, states[-1])  # evaluation
+    jax.tree.map(np.testing.assert_array_equal, unchanged, states[-1])
+    kept = {leaf.path: leaf.kept for leaf in sparsifier.report(params, states[-1]).leaves}
+    assert kept["head/kernel"] == 24
 
 
 # As training goes on.

@@ -133,7 +133,9 @@ class SparsitySchedule:
         return (1 - jnp.clip(done, 0, 1)) ** self.power
 
 
-def annealed_budget(first: int, last: int, ahead: Float[Array, ""] | float) -> Int[Array, ""]:
+def annealed_budget(
+    first: int, last: Int[Array, ""] | int, ahead: Float[Array, ""] | float
+) -> Int[Array, ""]:
     """Returns the number of edges when the part `ahead` of the way from `first` to `last` is left.
 
     The result is exactly `last` when `ahead` is 0 or less, although float32 cannot represent every

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dnw_jax.edges.budget import Counts, SparsitySchedule, annealed_budget
 from dnw_jax.edges.keys import split_key
 from dnw_jax.edges.paths import named_leaves
-from dnw_jax.edges.rule import Rule
+from dnw_jax.edges.rule import Rule, State
 from dnw_jax.edges.select import edge_masks
 from dnw_jax.edges.sparsity_report import LeafReport, SparsityReport
 from dnw_jax.edges.ties import num_true
@@ -57,11 +57,12 @@ class Sparsifier:
         weights = self._sparse_leaves(named_leaves(params)[0])
         counts = self._counts(weights, 0 if self.schedule else None)
         keys = split_key(key, len(weights))
-        states = {
-            path: self.rule.init(leaf_key, weight, counts[path])
-            for leaf_key, (path, weight) in zip(keys, weights.items(), strict=True)
-        }
-        return {path: state for path, state in states.items() if state is not None}
+        return _without_none(
+            {
+                path: self.rule.init(leaf_key, weight, counts[path])
+                for leaf_key, (path, weight) in zip(keys, weights.items(), strict=True)
+            }
+        )
 
     def apply(
         self,
@@ -99,10 +100,12 @@ class Sparsifier:
         weights = self._sparse_leaves(leaves)
         counts, states = self._counts(weights, step), self._checked(state)
         if progress is not None:
-            states = {
-                path: self.rule.advance_state(weights[path], leaf_state, counts[path], progress)
-                for path, leaf_state in states.items()
-            }
+            states = _without_none(
+                {
+                    path: self.rule.advance_state(weights[path], leaf_state, counts[path], progress)
+                    for path, leaf_state in states.items()
+                }
+            )
         keys = split_key(key, len(weights))
         train = key is not None
         real = {
@@ -173,13 +176,16 @@ class Sparsifier:
 
     @functools.cached_property
     def _stateful_paths(self) -> set[str]:
-        """The sparse leaves for which the rule has a state: `Rule.init` says so, traced once."""
+        """The sparse leaves for which the rule has a state, by a trace of `Rule.init`."""
 
-        def init(shape: Shape) -> Array | None:
-            weights = jax.ShapeDtypeStruct(shape, jnp.float32)
-            return jax.eval_shape(lambda w: self.rule.init(jax.random.key(0), w, 0), weights)
+        def init(weights: Array) -> State:
+            return self.rule.init(jax.random.key(0), weights, 0)
 
-        return {path for path, shape in self.shapes.items() if init(shape) is not None}
+        return {
+            path
+            for path, shape in self.shapes.items()
+            if jax.eval_shape(init, jax.ShapeDtypeStruct(shape, jnp.float32)) is not None
+        }
 
     def _checked(self, state: RuleStates) -> RuleStates:
         if not isinstance(state, Mapping) or set(state) != self._stateful_paths:
@@ -203,3 +209,7 @@ class Sparsifier:
             return dict(zip(weights, map(num_true, masks), strict=True))
         assert not isinstance(self.last, int)
         return {path: at_step(self.first[path], self.last[path]) for path in weights}
+
+
+def _without_none(states: Mapping[str, State]) -> RuleStates:
+    return {path: state for path, state in states.items() if state is not None}
