@@ -1,9 +1,9 @@
-"""Magnitude pruning after training: a dense run's test accuracy with its largest weights alone.
+"""Prunes a dense run after training, and prints its test accuracy before and after.
 
     python -m experiments.magnitude_pruning --workdir=runs/dense --sparsity=0.9
 
-Every kernel keeps its largest weights; nothing is trained on. (To train on:
-`--config.model.edges=fine_tune --config.init_from=runs/dense`.)
+Every kernel keeps its largest weights. The kept weights are not trained further; for that, run
+`dnw_jax.main` with `--config.model.edges=fine_tune --config.init_from=runs/dense`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dnw_jax.train.feed import open_feed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the accuracy before and after."""
+    """Prints the test accuracy and loss before and after pruning."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--sparsity", type=float, default=0.9)
