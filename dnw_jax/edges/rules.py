@@ -229,7 +229,7 @@ def find_rule(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
-    allowed = f'there are {", ".join(RULES)}, n:m such as "2:4", and objects of class Rule'
+    allowed = f'it must be one of {", ".join(RULES)}, n:m such as "2:4", or an object of class Rule'
     if not isinstance(rule, str):
         raise ValueError(f"rule is {rule!r}; {allowed}")
     if pattern := re.fullmatch(r"(\d+):(\d+)", rule):

@@ -141,9 +141,9 @@ def _check_use(field: str, idle: Sequence[str], shapes: Mapping[str, Shape]) -> 
         return
     has_match = any(matches(path, p) for path in shapes for p in idle)
     why = (
-        "decides nothing (what it matches is dense by default, excluded, or matched by a later one)"
+        "changes nothing (its leaves are dense by default, excluded, or matched by a later pattern)"
         if has_match
-        else "nothing matches"
+        else "matches no leaf"
     )
     raise ValueError(
         f"{field}: {', '.join(map(repr, idle))}: {why}; the paths are\n  " + "\n  ".join(shapes)
