@@ -8,8 +8,8 @@ One pass over the weights counts several candidates at once: in the first pass t
 sample, in the later ones values near the place where the k-th magnitude lies if the magnitudes in
 the bracket are evenly spread. The search ends when exactly k magnitudes lie above a candidate, or
 when all magnitudes in the bracket are equal (`ties` then chooses among them). It usually takes two
-to seven passes (`python -m experiments.benchmarks.selection_passes`). Every pass after the
-first at least halves the bracket of bit patterns, so there are never more passes than bits.
+to seven passes (`python -m experiments.benchmarks.selection_passes`). Every pass after the first at
+least halves the bracket of bit patterns, so there are never more passes than bits.
 
 Under jit with sharded weights a pass is three all-reduces of a few numbers, and the sample is one
 more. Nothing else leaves its device.
