@@ -1,4 +1,4 @@
-"""How many weights are kept of each leaf, in which pattern: exactly as many as were asked for."""
+"""How many weights each leaf keeps, and in which pattern: exactly as many as the user asked for."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ def top(weights: jax.Array, count: int) -> np.ndarray:
     return np.isin(np.arange(weights.size), order[:count]).reshape(weights.shape)
 
 
-# How many.
+# Numbers.
 
 SHAPES = st.lists(
     st.sampled_from(
@@ -85,7 +85,7 @@ def test_exact_counts(
     sparsities=st.lists(SPARSITIES, min_size=4, max_size=4),
     rest=st.none() | SPARSITIES,
 )
-def test_sparsities_of_their_own_add_up(
+def test_explicit_sparsities_add_up(
     shapes: list[tuple[int, ...]], sparsities: list[float], rest: float | None
 ) -> None:
     params = random_tree(shapes)
@@ -93,16 +93,16 @@ def test_sparsities_of_their_own_add_up(
     budget = {f"layer_{i}/kernel": sparsities[i] for i in range(named)}
     counts = kept(sparsify(params, rest, budget), params)
     sizes = [math.prod(shape) for shape in shapes]
-    own = [*sparsities[:named], *[rest] * (len(shapes) - named)][: len(shapes)]
-    ideal = [size * (1 - s) for size, s in zip(sizes, own, strict=True)]
-    dropped = int(math.fsum(size * s for size, s in zip(sizes, own, strict=True)))
+    by_leaf = [*sparsities[:named], *[rest] * (len(shapes) - named)][: len(shapes)]
+    ideal = [size * (1 - s) for size, s in zip(sizes, by_leaf, strict=True)]
+    dropped = int(math.fsum(size * s for size, s in zip(sizes, by_leaf, strict=True)))
     assert sum(counts.values()) == sum(sizes) - dropped
-    assert all(abs(n - share) <= 1 for n, share in zip(counts.values(), ideal, strict=True))
+    assert all(abs(n - count) <= 1 for n, count in zip(counts.values(), ideal, strict=True))
 
 
 @given(shapes=SHAPES, sparsity=SPARSITIES)
 def test_erdos_renyi_kernel(shapes: list[tuple[int, ...]], sparsity: float) -> None:
-    """Of the leaves that are not full, each keeps a multiple of the sum of its shape."""
+    """Each leaf that is not full keeps the same multiple of the sum of its shape."""
     params = random_tree(shapes)
     counts = list(kept(sparsify(params, sparsity, "erk"), params).values())
     sizes = [math.prod(shape) for shape in shapes]
@@ -123,7 +123,7 @@ def test_erdos_renyi_kernel(shapes: list[tuple[int, ...]], sparsity: float) -> N
 
 
 def test_erk_by_hand() -> None:
-    # 72 and 1296 weights, 164 kept: with a share of (9 + 8) and (36 + 36) parts, 1.84 a part.
+    # 164 of 72 + 1296 weights are kept: 164 / (9 + 8 + 36 + 36) = 1.84 for each unit of shape.
     params = {"a": jnp.ones((9, 8)), "b": jnp.ones((36, 36))}
     counts = sparsify(params, 1 - 164 / 1368, "erk").last
     assert counts == {"a": 31, "b": 133}
@@ -139,7 +139,7 @@ def test_one_threshold_over_all() -> None:
     assert sorted(abs(float(w)) for p, m in wiring.items() for w in params[p][m]) == [
         17, 18, 18, 19, 19, 20, 21,
     ]  # fmt: skip
-    # Of those of one magnitude the first leaf's come first.
+    # If magnitudes are equal, those of the first leaf come first.
     params = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3))}
     assert kept(sparsify(params, 1 - 10 / 18, "global"), params) == {"a": 9, "b": 1}
 
@@ -156,7 +156,7 @@ def test_global_over_several_precisions() -> None:
     assert effective["b"].dtype == jnp.bfloat16
 
 
-# Which pattern.
+# Patterns.
 
 
 @given(

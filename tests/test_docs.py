@@ -1,4 +1,4 @@
-"""The programs in README and the guides run, and print what is printed there."""
+"""The programs in README and the guides run, and print the lines that are shown there."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def test_the_guide_to_sparse_training(capsys: pytest.CaptureFixture[str]) -> None:
-    """With three steps of training instead of 600: the programs, and which weights are kept."""
+    """With 3 training steps instead of 600: all but the accuracies must be as shown."""
     programs = "\n".join(blocks(GUIDE, "python"))
     assert programs.count("steps=600") == 1
     exec(compile(programs.replace("steps=600", "steps=3"), str(GUIDE), "exec"), {})
@@ -24,9 +24,9 @@ def test_the_guide_to_sparse_training(capsys: pytest.CaptureFixture[str]) -> Non
     trained = re.compile(r"\d+\.\d%( of the test images)?$")
     assert len(shown) > 10
     for line in shown:
-        if trained.search(line):  # what training gave; here only that it is said
+        if trained.search(line):  # an accuracy: compare only the words before it
             beginning = trained.sub("", line)
-            assert any(own.startswith(beginning) for own in printed), line
+            assert any(text.startswith(beginning) for text in printed), line
         else:
             assert line in printed
 

@@ -1,4 +1,4 @@
-"""Which edges are real: exactly k, by magnitude, first index first; and what learns."""
+"""The choice of edges: exactly k, by magnitude, lowest index first; and which weights learn."""
 
 import os
 import re
@@ -32,7 +32,7 @@ compiled_mask = jax.jit(edge_mask)  # the count is traced
 
 
 def oracle(weights: jax.Array, num_edges: int) -> np.ndarray:
-    """The mask by a stable sort: NaN, then by magnitude, then by flat index."""
+    """Returns the mask by a stable sort: NaN first, then by magnitude, then by flat index."""
     magnitude = np.abs(np.asarray(weights, np.float64).flatten())
     is_nan = np.isnan(magnitude)
     order = np.lexsort((np.arange(magnitude.size), -np.where(is_nan, 0, magnitude), ~is_nan))
@@ -115,7 +115,7 @@ def test_many_ties_among_many_weights() -> None:
         same(compiled_mask(weights, count), oracle(weights, count))
 
 
-def test_neighbouring_floats_are_told_apart() -> None:
+def test_neighbouring_floats_are_distinguished() -> None:
     # All within a few units in the last place: each bit of the pattern matters.
     start = np.float32(0.1).view(np.uint32)
     pattern = np.random.default_rng(0).permutation(start + np.arange(257, dtype=np.uint32))
@@ -159,7 +159,7 @@ def test_vmap_over_both_and_grad() -> None:
 
 
 def test_hallucinated_edges_learn() -> None:
-    """The update rule: <Z_u, dL/dI_v> for every edge, real or not."""
+    """The gradient is <Z_u, dL/dI_v> for every edge, real or not: the update rule."""
     weights, planes = jnp.asarray([[3.0, 0.1], [0.2, -2.0]]), jnp.asarray([[5.0, 7.0]])
     slope = jnp.asarray([[1.0, 10.0]])
     gradient = jax.grad(lambda w: jnp.sum(planes @ top_edges(w, 2) * slope))(weights)
@@ -171,6 +171,16 @@ def test_straight_through_any_mask() -> None:
     kept, pull = jax.vjp(lambda w: straight_through(w, mask), weights)
     np.testing.assert_array_equal(kept, [1.0, 0.0, 3.0])
     np.testing.assert_array_equal(pull(jnp.asarray([4.0, 5.0, 6.0]))[0], [4.0, 5.0, 6.0])
+
+
+def test_straight_through_in_forward_mode() -> None:
+    weights, mask = jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray([True, False, True])
+    tangent = jnp.asarray([4.0, 5.0, 6.0])
+    kept, kept_tangent = jax.jvp(lambda w: straight_through(w, mask), (weights,), (tangent,))
+    np.testing.assert_array_equal(kept, [1.0, 0.0, 3.0])
+    np.testing.assert_array_equal(kept_tangent, tangent)
+    hessian = jax.hessian(lambda w: jnp.sum(straight_through(w, mask) ** 2))(weights)
+    np.testing.assert_array_equal(hessian, 2 * np.eye(3))
 
 
 def test_the_choice_itself_has_no_gradient() -> None:
@@ -198,7 +208,7 @@ def test_a_count_for_no_weights() -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Without the tests' own type checks: what a user sees."""
+    """Switches off the type checks of the tests, which a user does not have."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -233,7 +243,7 @@ def test_counts_of_a_wrong_type(num_edges: object) -> None:
 
 
 def run_python(code: str, **environment: str) -> str:
-    """What a Python process of its own prints: some of jax's settings hold for a whole process."""
+    """Returns what a new Python process prints: some settings of JAX hold for a whole process."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -290,7 +300,7 @@ LARGE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] =
     "shape", [(211, 190), (40_000,), (3, 3, 64, 70), (1, 70_001), (20_000, 2)], ids=str
 )
 def test_large_arrays(name: str, shape: tuple[int, ...]) -> None:
-    """Larger than a sample."""
+    """These arrays are larger than the sample of the first pass."""
     rng = np.random.default_rng(len(name))
     with np.errstate(over="ignore"):
         weights = jnp.asarray(LARGE[name](rng, shape).astype(np.float32))
@@ -301,19 +311,20 @@ def test_large_arrays(name: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("size", [5, 40_000])
 def test_the_largest_of_all_nans_first(size: int) -> None:
-    """All bits set: no candidate lies above it."""
+    """With all bits set: no candidate lies above this NaN."""
     weights = jnp.zeros(size).at[jnp.array([0, 3])].set(np.uint32(0xFFFFFFFF).view(np.float32))
     for count in (0, 1, 2, 3):
         same(compiled_mask(weights, count), oracle(weights, count))
 
 
-def test_large_arrays_mapped() -> None:
+def test_vmap_over_large_arrays() -> None:
     weights = (
         jax.random.normal(jax.random.key(0), (3, 200, 200)) * jnp.array([1, 1e-3, 9])[:, None, None]
     )
     counts = jnp.array([17, 4000, 40_000])
-    for own, count, mask in zip(weights, counts, jax.vmap(edge_mask)(weights, counts), strict=True):
-        same(mask, oracle(own, int(count)))
+    masks = jax.vmap(edge_mask)(weights, counts)
+    for one, count, mask in zip(weights, counts, masks, strict=True):
+        same(mask, oracle(one, int(count)))
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (0, 0), (3, 0, 5)], ids=str)
@@ -325,7 +336,7 @@ def test_empty_arrays_among_others(sizes: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(chosen, np.arange(chosen.size) < count)
 
 
-def test_ties_are_searched_only_where_there_are_any() -> None:
+def test_ties_are_searched_only_if_they_exist() -> None:
     text = compiled_mask.lower(jnp.zeros((300, 301)), 5).compile().as_text()
     outside = text[text.index("ENTRY") :]
     assert "while" in outside
@@ -340,7 +351,7 @@ def test_a_few_passes_suffice() -> None:
 
 
 def test_sharded_over_eight_devices() -> None:
-    """The same choice, by all-reduces of counts and of a sample: no weights are moved."""
+    """The choice is the same, and only counts and a sample are all-reduced: no weights move."""
     code = """
 import re
 import jax, jax.numpy as jnp, numpy as np
@@ -373,11 +384,11 @@ print("done")
     assert run_python(code, XLA_FLAGS=flags, JAX_PLATFORMS="cpu") == "done\n"
 
 
-# How many.
+# Budgets.
 
 
 @given(st.integers(0, 10**7), st.floats(0, 1))
-def test_budget_counts_as_the_published_code(size: int, sparsity: float) -> None:
+def test_the_budget_equals_that_of_the_published_code(size: int, sparsity: float) -> None:
     assert edge_budget(size, sparsity) == size - int(sparsity * size)
 
 

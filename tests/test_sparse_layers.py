@@ -1,4 +1,4 @@
-"""SparseLinear and SparseConv: Flax's own layers, but for the weights that are left out."""
+"""SparseLinear and SparseConv equal Flax's layers, except for the weights that are left out."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def normal(*shape: int, seed: int = 1) -> jax.Array:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_layer_of_flax_with_fewer_weights(name: str) -> None:
+def test_the_result_is_that_of_flax_with_fewer_weights(name: str) -> None:
     sparse_class, dense_class, sizes, options, shape = LAYERS[name]
     sparse = sparse_class(*sizes, sparsity=0.7, rngs=nnx.Rngs(3), **options)
     dense = dense_class(*sizes, rngs=nnx.Rngs(3), **options)
@@ -110,7 +110,7 @@ def test_rules(rule: str) -> None:
     assert np.array_equal(trained, layer(inputs)) == (rule != "targeted_dropout")
 
 
-def test_n_of_m_and_what_is_refused() -> None:
+def test_n_of_m_and_invalid_arguments() -> None:
     rngs = nnx.Rngs(0)
     layer = dnw_jax.SparseConv(8, 4, (3, 3), rule="2:4", rngs=rngs)
     assert layer.sparsity == 0.5
@@ -129,7 +129,7 @@ def test_n_of_m_and_what_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rngs", [nnx.Rngs(params=0), nnx.Rngs(params=0, edges=1), nnx.Rngs(0)])
-def test_random_with_whatever_streams_there_are(rngs: nnx.Rngs) -> None:
+def test_random_with_any_random_streams(rngs: nnx.Rngs) -> None:
     layer = dnw_jax.SparseLinear(8, 4, sparsity=0.5, rule="random", rngs=rngs)
     assert int(layer.real_edges().sum()) == 16
 

@@ -1,5 +1,6 @@
-"""`sparsify`: the right leaves, straight-through gradients, any pytree, any state."""
+"""`sparsify`: which leaves are sparse, gradients, states of rules, every kind of pytree."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -20,7 +21,15 @@ from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
 import dnw_jax
-from dnw_jax.edges import RULES, ConstantFanIn, SparsitySchedule, edge_budget, sparsify
+from dnw_jax.edges import (
+    RULES,
+    ConstantFanIn,
+    Rule,
+    SparsitySchedule,
+    edge_budget,
+    edge_mask,
+    sparsify,
+)
 from dnw_jax.edges.budget import annealed_budget
 
 KEY = jax.random.key(0)
@@ -78,7 +87,7 @@ def test_gradients(rule: str, budget: str) -> None:
             np.testing.assert_array_equal(gradient[folder][name], slope[folder][name])
 
 
-def test_targeted_dropout_draws_with_a_key_alone() -> None:
+def test_targeted_dropout_draws_only_with_a_key() -> None:
     sparsifier = sparsify(PARAMS, 0.8, rule="targeted_dropout")
     state = sparsifier.init(PARAMS)
     evaluated = sparsifier.apply(PARAMS, state)[0]
@@ -88,7 +97,7 @@ def test_targeted_dropout_draws_with_a_key_alone() -> None:
     assert all(n > live[0] for n in live[1:])
     masks = [np.asarray(tree["head"]["kernel"] != 0) for tree in trained]
     assert np.any(masks[0] != masks[1])
-    # Leaves of one shape draw numbers of their own.
+    # Leaves of the same shape draw different numbers.
     twins = {"a": PARAMS["head"]["kernel"], "b": PARAMS["head"]["kernel"]}
     sparsifier = sparsify(twins, 0.8, rule="targeted_dropout")
     drawn, _ = sparsifier.apply(twins, sparsifier.init(twins), key=KEY)
@@ -109,7 +118,7 @@ def test_fixed_wirings_stay(rule: str) -> None:
         assert is_top == (rule != "random")
 
 
-def test_a_random_wiring_hangs_on_its_key() -> None:
+def test_a_random_wiring_depends_on_its_key() -> None:
     sparsifier = sparsify(PARAMS, 0.7, rule="random")
     with pytest.raises(ValueError, match=r"pass what init\(params\) gave"):
         sparsifier.wiring(PARAMS)
@@ -120,7 +129,89 @@ def test_a_random_wiring_hangs_on_its_key() -> None:
     assert np.any(masks[0] != masks[2])
 
 
-# As training goes on.
+# Rules that a user writes.
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestChange(Rule):
+    """The edges whose weights moved most since the start; the state holds the initial weights."""
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> jax.Array:
+        return weights
+
+    def mask(self, weights: Any, state: Any, num_edges: Any) -> jax.Array:
+        return edge_mask(weights - state, num_edges)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenHalfway(Rule):
+    """The top edges, chosen at every update of the first half of the run and then no more."""
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> jax.Array:
+        return edge_mask(weights, num_edges)
+
+    def mask(self, weights: Any, state: Any, num_edges: Any) -> jax.Array:
+        return state
+
+    def advance_state(self, weights: Any, state: Any, num_edges: Any, progress: Any) -> jax.Array:
+        return jnp.where(progress <= 0.5, edge_mask(weights, num_edges), state)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_rule_with_its_own_state(budget: str) -> None:
+    sparsifier = sparsify(PARAMS, 0.75, budget, LargestChange())
+    state = sparsifier.init(PARAMS)
+    assert set(state) == set(KERNELS)
+    change = jax.tree.map(lambda p: normal(*p.shape, seed=5), PARAMS)
+    params = jax.tree.map(jnp.add, PARAMS, change)
+    effective, after = jax.jit(sparsifier.apply)(params, state)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    counts = {leaf.path: leaf.kept for leaf in sparsifier.report(params, state).leaves}
+    for path, mask in sparsifier.wiring(params, state).items():
+        folder = path.partition("/")[0]
+        assert counts[path] == int(mask.sum())
+        moved = params[folder]["kernel"] - state[path]
+        np.testing.assert_array_equal(mask, top(moved, counts[path]))
+        np.testing.assert_array_equal(effective[folder]["kernel"] != 0, mask)
+    assert sparsifier.report(PARAMS).kept == sparsifier.report(params, state).kept
+    shapes = jax.eval_shape(lambda: PARAMS)
+    if budget != "global":
+        assert str(sparsifier.report(shapes)) == str(sparsifier.report(params, state))
+    for wrong in ({}, {"head/kernel": state["head/kernel"]}):
+        with pytest.raises(ValueError, match=r"pass what init\(params\) gave"):
+            sparsifier.apply(params, wrong)
+
+
+def test_a_state_that_changes_in_training() -> None:
+    sparsifier = sparsify(PARAMS, 0.75, rule=FrozenHalfway())
+
+    @jax.jit
+    def step(params: Any, state: Any, progress: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            effective, new_state = sparsifier.apply(params, state, progress=progress)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(effective)), new_state
+
+        gradient, new_state = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.45 * g, params, gradient), new_state
+
+    params, states = PARAMS, [sparsifier.init(PARAMS)]
+    for number in range(1, 5):
+        before = params
+        params, state = step(params, states[-1], jnp.float32(number / 4))
+        if number <= 2:
+            chosen = edge_mask(before["head"]["kernel"], 24)
+            np.testing.assert_array_equal(state["head/kernel"], chosen)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, state, states[-1])
+        states.append(state)
+    assert np.any(states[1]["head/kernel"] != states[2]["head/kernel"])
+    _, unchanged = sparsifier.apply(PARAMS, states[-1])  # evaluation
+    jax.tree.map(np.testing.assert_array_equal, unchanged, states[-1])
+    kept = {leaf.path: leaf.kept for leaf in sparsifier.report(params, states[-1]).leaves}
+    assert kept["head/kernel"] == 24
+
+
+# Schedules.
 
 
 @given(
@@ -174,12 +265,12 @@ def test_a_growing_sparsity_compiles_once(budget: str, power: float) -> None:
     with pytest.raises(ValueError, match="step is None; the SparsitySchedule needs it"):
         sparsifier.apply(PARAMS, state)
     constant = sparsify(PARAMS, 0.9)
-    effective, _ = constant.apply(PARAMS, state, step=3, key=KEY)  # nothing hangs on them
+    effective, _ = constant.apply(PARAMS, state, step=3, key=KEY)  # both are ignored
     jax.tree.map(np.testing.assert_array_equal, effective, constant.apply(PARAMS, state)[0])
 
 
 def test_the_end_of_a_schedule_is_exact_in_large_layers() -> None:
-    """Above 2**24 float32 knows not every number."""
+    """Float32 cannot represent every integer above 2**24."""
     size = (2**13 + 1) * (2**12 + 1)
     last = edge_budget(size, 0.3)
     schedule = SparsitySchedule(0.3, end=10)
@@ -228,7 +319,7 @@ def test_matrices_and_kernels_by_default() -> None:
         ("head.kernel", (), ["head/kernel"]),
         ("*", (), ["encoder/kernel", "head/kernel"]),
         ("*", ["enc*", "norm"], ["head/kernel"]),
-        # What is dense by default is sparse only where it is named.
+        # A leaf that is dense by default is sparse only if a pattern names it.
         (["head", "*/bias"], "encoder", ["head/bias", "head/kernel"]),
         (["norm/scale", "head"], (), ["head/kernel", "norm/scale"]),
     ],
@@ -252,21 +343,24 @@ def test_budget_patterns() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"include": "nothing"}, "include: 'nothing': nothing matches; the paths are"),
-        ({"include": ["head", "z*", "x"]}, "include: 'z*', 'x': nothing matches"),
-        ({"include": "norm"}, "include: 'norm': decides nothing (what it matches is dense"),
+        ({"include": "nothing"}, "include: 'nothing': matches no leaf; the paths are"),
+        ({"include": ["head", "z*", "x"]}, "include: 'z*', 'x': matches no leaf"),
+        (
+            {"include": "norm"},
+            "include: 'norm': changes nothing (its leaves are dense",
+        ),
         ({"include": []}, "no leaf is to be sparse"),
-        ({"exclude": "kernel"}, "exclude: 'kernel': nothing matches"),
-        ({"budget": {"tail": 0.5}}, "budget: 'tail': nothing matches"),
-        ({"budget": {"head": 0.5}, "exclude": "head"}, "budget: 'head': decides nothing"),
-        ({"budget": {"head": 0.5, "*": 0.1}}, "budget: 'head': decides nothing"),
+        ({"exclude": "kernel"}, "exclude: 'kernel': matches no leaf"),
+        ({"budget": {"tail": 0.5}}, "budget: 'tail': matches no leaf"),
+        ({"budget": {"head": 0.5}, "exclude": "head"}, "budget: 'head': changes nothing"),
+        ({"budget": {"head": 0.5, "*": 0.1}}, "budget: 'head': changes nothing"),
         ({"budget": "equal"}, "budget is 'equal'; it must be 'uniform', 'erk', 'global'"),
         ({"budget": {"head": 1.5}}, "budget['head'] is 1.5; it must be a number in [0, 1]"),
         ({"sparsity": None}, "sparsity is None"),
         ({"sparsity": 1.2}, "sparsity is 1.2; it must be a number in [0, 1]"),
         ({"sparsity": True}, "sparsity is True; it must be a number"),
         ({"sparsity": -0.1, "budget": "erk"}, "sparsity is -0.1"),
-        ({"rule": "magic"}, "rule is 'magic'; there are dnw, random"),
+        ({"rule": "magic"}, "rule is 'magic'; it must be one of dnw, random"),
         ({"rule": "5:4"}, "n:m is 5:4"),
         ({"rule": "2:4"}, "sparsity is 0.9; 2:4 fixes it at 0.5"),
         ({"rule": "2:5", "sparsity": None}, "encoder/kernel: axis -2 of (3, 3, 4, 8)"),
@@ -278,10 +372,10 @@ def test_budget_patterns() -> None:
         ({"rule": "l1_anneal"}, "rule is l1_anneal"),
         ({"exclude": "*"}, "no leaf is to be sparse"),
         ({"rule": "random", "sparsity": SparsitySchedule(0.9, 5)}, "one sparsity from start"),
-        ({"budget": {"head": 0.5}, "sparsity": SparsitySchedule(0.9, 5)}, "of their own"),
+        ({"budget": {"head": 0.5}, "sparsity": SparsitySchedule(0.9, 5)}, "gives single leaves"),
     ],
 )
-def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
         sparsify(PARAMS, **{"sparsity": 0.9, **settings})
     assert message in str(error.value)
@@ -300,12 +394,12 @@ def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
         {"final": 0.9, "end": 5, "power": 0},
     ],
 )
-def test_schedules_that_are_refused(fields: dict[str, Any]) -> None:
+def test_invalid_schedules(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"it must|they need"):
         SparsitySchedule(**fields)
 
 
-def test_no_parameters_and_other_parameters() -> None:
+def test_missing_and_unexpected_parameters() -> None:
     with pytest.raises(ValueError, match="params holds no array of floats"):
         sparsify({"step": jnp.int32(0)}, 0.5)
     sparsifier = sparsify(PARAMS, 0.5)
@@ -348,7 +442,7 @@ for state in (None, {}, {"x": 1}):
 
 
 def run_python(code: str, **variables: str) -> list[str]:
-    """In a process of its own, so without the type checker's errors."""
+    """Returns the printed lines of a new process, in which no annotation is enforced."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -379,7 +473,7 @@ def test_attention_has_several_axes_of_inputs_or_outputs(rule: str) -> None:
     params = nnx.to_pure_dict(
         nnx.state(nnx.MultiHeadAttention(2, 8, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
     )
-    with pytest.raises(ValueError, match="query/kernel: of the axes of an attention kernel"):
+    with pytest.raises(ValueError, match="query/kernel: several axes of the attention kernel"):
         sparsify(params, 0.5, rule=rule)
     assert len(sparsify(params, 0.5).shapes) == 4
 
@@ -402,12 +496,12 @@ def test_report() -> None:
     assert repr(report) == str(report)
     shapes = jax.eval_shape(lambda: PARAMS)
     assert str(sparsify(shapes, 0.9).report(shapes)) == str(report)
-    nothing = sparsify({"a": normal(4, 4), "c": 9 + normal(4, 4)}, 0.9, "global")
-    assert "NOTHING is kept of a" in str(nothing.report({"a": normal(4, 4), "c": 9 + normal(4, 4)}))
+    unequal = {"a": normal(4, 4), "c": 9 + normal(4, 4)}
+    assert "NOTHING is kept of a" in str(sparsify(unequal, 0.9, "global").report(unequal))
 
 
-def test_report_counts_what_is_there() -> None:
-    """Of one threshold for all, and of a wiring that is in the state."""
+def test_report_counts_the_masks() -> None:
+    """One threshold for all leaves, and wirings that the state holds."""
     params = {"a": normal(10, 10), "b": 5 * normal(10, 10, seed=1)}
     report = sparsify(params, 0.5, "global").report(params)
     assert [leaf.kept for leaf in report.leaves] != [50, 50]
@@ -463,7 +557,7 @@ def test_linen() -> None:
 
 
 def test_equinox() -> None:
-    """Functions among the leaves stay, and targets lie along the first axis."""
+    """Leaves that are functions stay as they are; targets lie along the first axis."""
     model = eqx.nn.MLP(6, 4, 8, 2, key=KEY)
     sparsifier = sparsify(model, 0.75, rule=ConstantFanIn(target_axis=0))
     assert list(sparsifier.shapes) == [f"layers/{i}/weight" for i in range(3)]
@@ -501,7 +595,7 @@ def test_haiku_names() -> None:
 
 
 @pytest.mark.parametrize("rule", ["dnw", "random", "fine_tune"])
-def test_the_state_jits_maps_and_checkpoints(rule: str, tmp_path: Path) -> None:
+def test_the_state_under_jit_vmap_and_in_a_checkpoint(rule: str, tmp_path: Path) -> None:
     sparsifier = sparsify(PARAMS, 0.6, rule=rule)
     state = jax.jit(sparsifier.init)(PARAMS, KEY)
     eager = sparsifier.init(PARAMS, KEY)
@@ -521,8 +615,8 @@ def test_the_state_jits_maps_and_checkpoints(rule: str, tmp_path: Path) -> None:
     states = jax.vmap(sparsifier.init)(several, keys)
     effective, _ = jax.vmap(sparsifier.apply)(several, states)
     for i, key in enumerate(keys):
-        own = jax.tree.map(lambda p, i=i: p[i], several)
-        alone, _ = sparsifier.apply(own, sparsifier.init(own, key))
+        single = jax.tree.map(lambda p, i=i: p[i], several)
+        alone, _ = sparsifier.apply(single, sparsifier.init(single, key))
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), effective, alone)
 
 
@@ -555,7 +649,7 @@ print("done")
 """
 
 
-def test_sharded_parameters_stay_where_they_are() -> None:
+def test_sharded_parameters_keep_their_sharding() -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     assert run_python(SHARDED, **flags) == ["done"]
 
@@ -576,7 +670,7 @@ def test_static_in_jit_and_forward_mode() -> None:
             np.testing.assert_allclose(product[path][name], 2 * leaf, rtol=1e-6)
 
 
-# The same as layers.
+# Comparison with sparse layers.
 
 
 class Dense(nnx.Module):

@@ -1,4 +1,14 @@
-"""Which edges of a graph are real: the heart of dnw_jax. Pure JAX, on any array; knows no Flax."""
+"""Chooses which edges of a graph are real. Pure JAX on arrays of any shape; imports no Flax.
+
+- `select`, `ties`: the k weights of largest magnitude, exactly (`edge_mask`).
+- `straight_through`: the forward pass uses the chosen weights, the gradient reaches all of them.
+- `rule`: the interface of a rule; `rules`, `structured`: the rules of the paper and patterns for
+  hardware; `RULES` lists them by name.
+- `budget`: how many edges are real in a layer, in several layers, and over a growing sparsity.
+- `sparsify` plans which leaves of a user's parameters are sparse (`paths` names and matches them),
+  `sparsifier` applies the plan, `sparsity_report` prints it.
+- `keys`: random keys that may be absent.
+"""
 
 from dnw_jax.edges.budget import SparsitySchedule, edge_budget
 from dnw_jax.edges.keys import split_key

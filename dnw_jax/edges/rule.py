@@ -1,8 +1,8 @@
-"""What every rule that chooses a wiring can be asked: one call signature, explicit state.
+"""The interface of a rule, which chooses the real edges among all possible ones.
 
-`rule.init` gives the state that a rule keeps (the fixed mask of a random graph; nothing for most),
-which is never trained. `rule.mask` tells which edges are real. Calling the rule gives the
-weights that carry signal in this forward pass, with the rule's own gradient.
+A rule is a small frozen dataclass without arrays. What it must remember between updates (the mask
+of a random graph, for example) is an explicit state: `init` returns it, every other method takes
+it, and the training loop keeps it next to the parameters. The state is never trained.
 """
 
 from dataclasses import dataclass
@@ -11,38 +11,43 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dnw_jax.edges.budget import Share, check_fraction
+from dnw_jax.edges.budget import Sparsity, check_fraction
 from dnw_jax.edges.select import edge_mask
 from dnw_jax.edges.straight_through import straight_through
 
-State = Array | None  # most rules keep none
+State = Array | None  # None for a rule without a state
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the rules share; each replaces only what differs.
+    """The base class of all rules; a subclass overrides only the methods in which it differs.
 
-    No state; the top k edges are real, chosen anew at each call; only real edges learn.
+    As it stands, the rule has no state, chooses the `num_edges` largest weights at every call, and
+    lets only the chosen weights learn.
 
     Attributes:
-      draws_wiring: whether `init` draws random numbers: then it needs a key.
-      every_edge_learns: whether the cotangent passes to edges that are not real, too.
+      draws_wiring: whether `init` draws random numbers and needs a key.
+      every_edge_learns: whether the gradient also reaches the edges that are not real.
     """
 
     draws_wiring: ClassVar[bool] = False
     every_edge_learns: ClassVar[bool] = False
 
-    def checked_sparsity(self, sparsity: Share | None) -> Share:
-        """The sparsity that a user asked for; ValueError where it is none, or none was given."""
+    def checked_sparsity(self, sparsity: Sparsity | None) -> Sparsity:
+        """Returns the sparsity to use for the `sparsity` that the user gave.
+
+        Raises:
+          ValueError: `sparsity` is None or outside [0, 1].
+        """
         if sparsity is None:
             raise ValueError(
-                "sparsity is None; give the share of the weights to leave out, such as 0.9"
+                "sparsity is None; give the fraction of the weights to leave out, such as 0.9"
             )
         check_fraction(sparsity, "sparsity")
         return sparsity
 
     def refuses(self, path: str, shape: tuple[int, ...]) -> str | None:
-        """Why weights of this path and shape do not fit the rule, or None if they do."""
+        """Returns why weights of this path and shape do not fit the rule, or None if they fit."""
         del path, shape
         return None
 
@@ -53,14 +58,21 @@ class Rule:
         num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> State:
-        """State for a new layer. Edges marked in `forbidden` are never drawn at random."""
+        """Returns the state for a new layer.
+
+        Args:
+          key: needed by a rule that draws its wiring.
+          weights: initial weights of all possible edges.
+          num_edges: how many edges are real.
+          forbidden: edges that a random wiring must not contain.
+        """
         del key, weights, num_edges, forbidden
         return None
 
     def mask(
         self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
     ) -> Bool[Array, "*shape"]:
-        """The real edges; `num_edges` as in `edge_mask`."""
+        """Returns True for the real edges; `num_edges` as in `edge_mask`."""
         del state
         return edge_mask(weights, num_edges)
 
@@ -73,29 +85,47 @@ class Rule:
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "*shape"]:
-        """The weights that carry signal; `key` is needed only where training draws numbers."""
+        """Returns the weights that carry signal; their gradient follows the rule.
+
+        Args:
+          weights: weights of all possible edges.
+          state: the state of the rule.
+          num_edges: how many edges are real.
+          train: whether this is a forward pass of training.
+          key: needed by a rule that draws random numbers in training.
+        """
         del train, key
         mask = self.mask(weights, state, num_edges)
-        return straight_through(weights, mask) if self.every_edge_learns else only(mask, weights)
+        if self.every_edge_learns:
+            return straight_through(weights, mask)
+        return zero_unless(mask, weights)
 
-    def advanced(
-        self, state: State, size: int, num_edges: int, progress: Float[Array, ""]
+    def advance_state(
+        self,
+        weights: Float[Array, "*shape"],
+        state: State,
+        num_edges: Int[Array, ""] | int,
+        progress: Float[Array, ""] | float,
     ) -> State:
-        """The state for an update at `progress` in (0, 1] of the run; `size`: edges possible."""
-        del size, num_edges, progress
+        """Returns the state for the update at `progress`, in (0, 1], of the training run."""
+        del weights, num_edges, progress
         return state
 
-    def adopted(self, weights: Float[Array, "*shape"], state: State, num_edges: int) -> State:
-        """The state for a run that starts from another run's trained `weights`."""
+    def adopt_weights(
+        self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
+    ) -> State:
+        """Returns the state for a run that starts from the trained `weights` of another run."""
         del weights, num_edges
         return state
 
     def penalty(self, weights: Float[Array, "*shape"]) -> Float[Array, ""] | float:
-        """What is added to the loss."""
+        """Returns the term that the rule adds to the loss."""
         del weights
         return 0.0
 
 
-def only(mask: Bool[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`weights` where `mask`, zero elsewhere; gradient to the former alone."""
+def zero_unless(
+    mask: Bool[Array, "*shape"], weights: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Returns `weights` where `mask` is True and zero elsewhere; only the former get a gradient."""
     return jnp.where(mask, weights, jnp.zeros_like(weights))

@@ -1,4 +1,4 @@
-"""The paper's ways to choose a wiring (Table 3), a small dataclass each: see `rule.Rule`."""
+"""The rules of the paper (Table 3): one small subclass of `rule.Rule` for each."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dnw_jax.edges.budget import annealed_budget
-from dnw_jax.edges.rule import Rule, State, only
+from dnw_jax.edges.rule import Rule, State, zero_unless
 from dnw_jax.edges.select import edge_mask
 from dnw_jax.edges.structured import ConstantFanIn, NOfM, top_of_each_target
 
@@ -30,12 +30,12 @@ class NoUpdate(Rule):
 
 @dataclass(frozen=True)
 class FixedMask(Rule):
-    """A mask chosen once: the state. Only its edges learn."""
+    """The state is a mask that is chosen once. Only the edges in it learn."""
 
     def mask(
         self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
     ) -> Bool[Array, "*shape"]:
-        """The mask chosen at the start, whatever the weights are now."""
+        """Returns the mask chosen at the start, whatever the weights are now."""
         del weights, num_edges
         assert state is not None
         return state
@@ -43,7 +43,7 @@ class FixedMask(Rule):
 
 @dataclass(frozen=True)
 class Random(FixedMask):
-    """A random graph: a mask drawn once."""
+    """A random graph: its mask is drawn once."""
 
     draws_wiring: ClassVar[bool] = True
 
@@ -54,18 +54,25 @@ class Random(FixedMask):
         num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> Bool[Array, "*shape"]:
-        """Draws `num_edges` edges uniformly of those not `forbidden` (all, if fewer)."""
+        """Draws `num_edges` of the edges that are not `forbidden`, uniformly.
+
+        If fewer than `num_edges` are allowed, all of them are drawn.
+        """
         if key is None:
-            raise ValueError("a random wiring is drawn once: pass key=...")
-        lots = jax.random.uniform(key, weights.shape)
+            raise ValueError("key is None; a random wiring is drawn with a key: pass key=...")
+        draws = jax.random.uniform(key, weights.shape)
         if forbidden is None:
-            return edge_mask(lots, num_edges)
-        return edge_mask(jnp.where(forbidden, 0, lots), num_edges) & ~forbidden
+            return edge_mask(draws, num_edges)
+        return edge_mask(jnp.where(forbidden, 0, draws), num_edges) & ~forbidden
 
 
 @dataclass(frozen=True)
 class FineTune(FixedMask):
-    """The top k edges of a trained complete graph, which go on learning from where they were."""
+    """The top k edges of a trained complete graph, chosen once. Only they learn.
+
+    Fine-tuning continues from the trained weights. A lottery ticket (one-shot) uses the same rule:
+    it takes the same edges, then returns to the weights that the complete graph had at step 0.
+    """
 
     def init(
         self,
@@ -74,26 +81,27 @@ class FineTune(FixedMask):
         num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> Bool[Array, "*shape"]:
-        """The top k of `weights`."""
+        """Returns the top k edges of `weights`."""
         del key, forbidden
         return edge_mask(weights, num_edges)
 
-    def adopted(self, weights: Float[Array, "*shape"], state: State, num_edges: int) -> State:
-        """The top k of the trained `weights`."""
+    def adopt_weights(
+        self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
+    ) -> Bool[Array, "*shape"]:
+        """Returns the top k edges of the trained `weights`."""
         del state
         return edge_mask(weights, num_edges)
 
 
 @dataclass(frozen=True)
-class LotteryTicket(FineTune):
-    """The same edges, learning anew from the complete graph's initial weights (one-shot)."""
-
-
-@dataclass(frozen=True)
 class TargetedDropout(Rule):
-    """All but the top k are dropped with probability `rho` in training, always in evaluation.
+    """Training drops each edge outside the top k with probability `rho`; evaluation drops all.
 
-    The published code returns |w|, which no other text of the method has: ours keep their sign.
+    The published code uses |w| for the weights that it keeps. No description of the method does so;
+    here the weights keep their sign.
+
+    Attributes:
+      rho: probability in [0, 1] of dropping an edge that is not in the top k.
     """
 
     rho: float = 0.95
@@ -107,41 +115,43 @@ class TargetedDropout(Rule):
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "*shape"]:
-        """The weights that were not dropped; training draws anew at each call, with `key`."""
+        """Returns the weights that were not dropped; each call in training draws with `key`."""
         real = self.mask(weights, state, num_edges)
         if not train:
-            return only(real, weights)
+            return zero_unless(real, weights)
         if key is None:
-            raise ValueError("targeted dropout draws random numbers in training: pass key=...")
-        return only(real | ~jax.random.bernoulli(key, self.rho, weights.shape), weights)
+            raise ValueError(
+                "key is None; targeted dropout draws random numbers in training: pass key=..."
+            )
+        return zero_unless(real | ~jax.random.bernoulli(key, self.rho, weights.shape), weights)
 
 
 @dataclass(frozen=True)
 class TargetedDropoutPerNode(TargetedDropout):
     """Targeted dropout that keeps equally many edges into each node ("regular").
 
-    The targets lie along the last axis; n - floor(n * sparsity) of each one's n sources are kept,
-    which is more than the budget of the whole: rounded up for each target.
+    The targets lie along the last axis. Each target keeps n - floor(n * sparsity) of its n sources.
+    This is rounded up for each target, so the sum can exceed the budget of the whole graph.
     """
 
     def mask(
         self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
     ) -> Bool[Array, "*shape"]:
-        """The top edges of each target."""
+        """Returns the top edges of each target."""
         del state
         return top_of_each_target(weights, num_edges)
 
 
 @dataclass(frozen=True)
 class L1Anneal(Rule):
-    """The top edges learn under an L1 penalty, their number annealed from all to k.
+    """The top edges learn under an L1 penalty, and their number is annealed from all to k.
 
-    The state is the budget now. The paper gives neither the penalty nor the schedule: ours is
-    linear over the first part of the run.
+    The state is the current number of edges. The paper gives neither the penalty nor the schedule;
+    here the number falls linearly over the first part of the run.
 
     Attributes:
-      l1: the penalty on the sum of |w| over all edges.
-      anneal: the part of the run, in (0, 1], after which the budget is k.
+      l1: factor of the sum of |w| over all edges, which is added to the loss.
+      anneal: part of the run, in (0, 1], after which the number of edges is k.
     """
 
     l1: float = 1e-5
@@ -154,27 +164,31 @@ class L1Anneal(Rule):
         num_edges: Int[Array, ""] | int,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> Int[Array, ""]:
-        """All edges."""
+        """Returns the number of all edges."""
         del key, num_edges, forbidden
         return jnp.int32(weights.size)
 
     def mask(
         self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
     ) -> Bool[Array, "*shape"]:
-        """As many of the top edges as the budget now is."""
+        """Returns as many of the top edges as the state says."""
         del num_edges
         assert state is not None
         return edge_mask(weights, state)
 
-    def advanced(
-        self, state: State, size: int, num_edges: int, progress: Float[Array, ""]
+    def advance_state(
+        self,
+        weights: Float[Array, "*shape"],
+        state: State,
+        num_edges: Int[Array, ""] | int,
+        progress: Float[Array, ""] | float,
     ) -> Int[Array, ""]:
-        """The budget at `progress`."""
+        """Returns the number of edges at `progress`."""
         del state
-        return annealed_budget(size, num_edges, 1 - progress / self.anneal)
+        return annealed_budget(weights.size, num_edges, 1 - progress / self.anneal)
 
     def penalty(self, weights: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """`l1` times the sum of |w|."""
+        """Returns `l1` times the sum of |w|."""
         return self.l1 * jnp.sum(jnp.abs(weights))
 
 
@@ -185,7 +199,7 @@ class Complete(Rule):
     def mask(
         self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
     ) -> Bool[Array, "*shape"]:
-        """All edges."""
+        """Returns all edges."""
         del state, num_edges
         return jnp.ones(weights.shape, bool)
 
@@ -199,7 +213,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "targeted_dropout": TargetedDropout(),
         "targeted_dropout_per_node": TargetedDropoutPerNode(),
         "fine_tune": FineTune(),
-        "lottery_ticket": LotteryTicket(),
+        "lottery_ticket": FineTune(),
         "l1_anneal": L1Anneal(),
         "constant_fan_in": ConstantFanIn(),
     }
@@ -208,18 +222,18 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 
 def find_rule(rule: str | Rule) -> Rule:
-    """A rule by its name in `RULES`, or as "n:m" (`NOfM`); a rule itself stays.
+    """Returns the rule of this name in `RULES`, or `NOfM(n, m)` for "n:m"; a `Rule` as it is.
 
     Raises:
-      ValueError: there is no rule of this name.
+      ValueError: `rule` is neither such a name nor a `Rule`.
     """
     if isinstance(rule, Rule):
         return rule
-    known = f'there are {", ".join(RULES)}, n:m such as "2:4", and objects of class Rule'
+    allowed = f'it must be one of {", ".join(RULES)}, n:m such as "2:4", or an object of class Rule'
     if not isinstance(rule, str):
-        raise ValueError(f"rule is {rule!r}; {known}")
+        raise ValueError(f"rule is {rule!r}; {allowed}")
     if pattern := re.fullmatch(r"(\d+):(\d+)", rule):
         return NOfM(int(pattern[1]), int(pattern[2]))
     if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; {known}")
+        raise ValueError(f"rule is {rule!r}; {allowed}")
     return RULES[rule]

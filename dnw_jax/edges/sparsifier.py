@@ -1,5 +1,6 @@
-"""A transform of parameters that keeps some weights, in the shape of optax's: init and apply."""
+"""A transform of parameters in the shape of optax's (init and apply), which keeps some weights."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dnw_jax.edges.budget import Counts, SparsitySchedule, annealed_budget
 from dnw_jax.edges.keys import split_key
 from dnw_jax.edges.paths import named_leaves
-from dnw_jax.edges.rule import Rule
-from dnw_jax.edges.rules import FixedMask
+from dnw_jax.edges.rule import Rule, State
 from dnw_jax.edges.select import edge_masks
 from dnw_jax.edges.sparsity_report import LeafReport, SparsityReport
 from dnw_jax.edges.ties import num_true
@@ -21,19 +21,19 @@ from dnw_jax.edges.ties import num_true
 Tree = Any  # a pytree of arrays
 Shape = tuple[int, ...]
 Step = Int[Array, ""] | int
-RuleStates = dict[str, Array]  # by path, what a rule keeps: a fixed wiring; of most rules nothing
+RuleStates = dict[str, Array]  # the rule's state of each sparse leaf, by path; empty for most rules
 
 
-@dataclass(frozen=True, eq=False)  # by identity, so that it may be static in jit
+@dataclass(frozen=True, eq=False)  # compared by identity, so that jit accepts it as static argument
 class Sparsifier:
-    """What `sparsify` gives: pure functions, to be used inside or outside of jit.
+    """The result of `sparsify`: pure functions for use inside or outside of jit.
 
     Attributes:
-      rule: which weights are kept.
-      shapes: of the sparse leaves, by path.
-      first, last: edges kept at the start and the end of the schedule: of each leaf by path, or one
-        number for all together.
-      schedule: how the sparsity grows, or None.
+      rule: chooses the weights that are kept.
+      shapes: shapes of the sparse leaves, by path.
+      first, last: number of edges kept at the start and at the end of the schedule: a dict by path,
+        or one number for all leaves together.
+      schedule: how the sparsity grows, or None if it is constant.
     """
 
     rule: Rule
@@ -43,20 +43,26 @@ class Sparsifier:
     schedule: SparsitySchedule | None
 
     def init(self, params: Tree, key: Key[Array, ""] | None = None) -> RuleStates:
-        """What the rule keeps, to be saved with `params`: arrays by path, none for most rules.
+        """Returns the state of the rule for every sparse leaf, to be saved next to `params`.
 
-        The rule `random` draws its wiring with `key` (by default that of 0); `fine_tune` and
-        `lottery_ticket` take that of `params`, which are trained already.
+        Args:
+          params: parameters of the structure that `sparsify` saw. The rule `fine_tune` takes the
+            wiring of these parameters, so they must be trained already.
+          key: with it the rule `random` draws its wiring; by default `jax.random.key(0)`.
+
+        Returns:
+          A dict of arrays by path. It is empty for a rule without a state.
         """
         key = jax.random.key(0) if key is None else key
-        weights = self._weights(named_leaves(params)[0])
+        weights = self._sparse_leaves(named_leaves(params)[0])
         counts = self._counts(weights, 0 if self.schedule else None)
         keys = split_key(key, len(weights))
-        states = {
-            path: self.rule.init(own, weight, counts[path])
-            for own, (path, weight) in zip(keys, weights.items(), strict=True)
-        }
-        return {path: state for path, state in states.items() if state is not None}
+        return _without_none(
+            {
+                path: self.rule.init(leaf_key, weight, counts[path])
+                for leaf_key, (path, weight) in zip(keys, weights.items(), strict=True)
+            }
+        )
 
     def apply(
         self,
@@ -65,22 +71,25 @@ class Sparsifier:
         *,
         step: Step | None = None,
         key: Key[Array, ""] | None = None,
+        progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Tree, RuleStates]:
-        """The parameters that carry signal, and the state from here on.
+        """Returns the parameters that carry signal, and the state of the rule for the next step.
 
-        The gradient passes back as the rule has it: for `dnw` unchanged, to every weight.
+        The gradient passes back as the rule defines it: for `dnw` unchanged and to every weight.
 
         Args:
-          params: of the structure that `sparsify` saw.
-          state: what `init` gave.
-          step: the number of updates made, in training and in evaluation; a `SparsitySchedule`
-            needs it.
-          key: in training, for rules that draw (targeted dropout). Without it nothing is drawn: so
-            in evaluation.
+          params: parameters of the structure that `sparsify` saw.
+          state: the result of `init` or of the previous `apply`.
+          step: the number of updates made so far, in training and in evaluation. Only a
+            `SparsitySchedule` needs it.
+          key: a random key, in training, for rules that draw (targeted dropout). Without it nothing
+            is drawn, as evaluation needs it.
+          progress: the part of the run, in (0, 1], at which the next update is made; in training,
+            for a rule with its own `Rule.advance_state`. Without it the state stays as it is. The
+            rules in `RULES` that `sparsify` accepts do not need it.
 
         Raises:
-          ValueError: other parameters than planned, a schedule without `step`, or a state of
-            another rule.
+          ValueError: `params` or `state` do not fit this sparsifier, or `step` is missing.
         """
         if step is None and self.schedule is not None:
             raise ValueError(
@@ -88,26 +97,37 @@ class Sparsifier:
                 "apply(params, state, step=updates made so far)"
             )
         leaves, structure = named_leaves(params)
-        weights = self._weights(leaves)
-        counts, states = self._counts(weights, step), self._states(state)
+        weights = self._sparse_leaves(leaves)
+        counts, states = self._counts(weights, step), self._checked(state)
+        if progress is not None:
+            states = _without_none(
+                {
+                    path: self.rule.advance_state(weights[path], leaf_state, counts[path], progress)
+                    for path, leaf_state in states.items()
+                }
+            )
         keys = split_key(key, len(weights))
         train = key is not None
         real = {
-            path: self.rule(weight, states.get(path), counts[path], train=train, key=own)
-            for own, (path, weight) in zip(keys, weights.items(), strict=True)
+            path: self.rule(weight, states.get(path), counts[path], train=train, key=leaf_key)
+            for leaf_key, (path, weight) in zip(keys, weights.items(), strict=True)
         }
         effective = [real.get(path, leaf) for path, leaf in leaves.items()]
-        return jax.tree_util.tree_unflatten(structure, effective), state
+        return jax.tree_util.tree_unflatten(structure, effective), states
 
     def wiring(
         self, params: Tree, state: RuleStates | None = None, *, step: Step | None = None
     ) -> dict[str, Bool[Array, "..."]]:
-        """The weights kept of every sparse leaf, by path.
+        """Returns the mask of the kept weights of every sparse leaf, by path.
 
-        `state` is needed for rules that keep their wiring. Of a schedule that at `step`, or at its
-        end.
+        Args:
+          params: parameters of the structure that `sparsify` saw.
+          state: needed if the rule has a state.
+          step: the number of updates made so far; without it the masks are those at the end of the
+            schedule.
         """
-        weights, states = self._weights(named_leaves(params)[0]), self._states(state or {})
+        weights = self._sparse_leaves(named_leaves(params)[0])
+        states = self._checked({} if state is None else state)
         counts = self._counts(weights, step)
         return {
             path: self.rule.mask(weight, states.get(path), counts[path])
@@ -117,9 +137,10 @@ class Sparsifier:
     def report(
         self, params: Tree, state: RuleStates | None = None, *, step: Step | None = None
     ) -> SparsityReport:
-        """What is kept of every leaf, as a table to print; arguments as those of `wiring`.
+        """Returns how many weights of every leaf are kept, as a table to print.
 
-        Of mere shapes, what is planned.
+        Args are those of `wiring`, but for two: `params` may be shapes, for which the report gives
+        the planned numbers, and without a `state` it counts those of `init(params)`.
         """
         leaves = named_leaves(params)[0]
         if isinstance(self.last, dict) and not all(
@@ -127,11 +148,9 @@ class Sparsifier:
         ):
             kept = dict(self.last)
         else:
-            if isinstance(self.rule, FixedMask) and state is None:
-                state = self.init(params)
-            kept = {
-                p: int(jnp.sum(mask)) for p, mask in self.wiring(params, state, step=step).items()
-            }
+            state = self.init(params) if state is None and self._stateful_paths else state
+            masks = self.wiring(params, state, step=step)
+            kept = {path: int(jnp.sum(mask)) for path, mask in masks.items()}
         shapes = {p: tuple(leaf.shape) for p, leaf in leaves.items() if hasattr(leaf, "shape")}
         note = "at the end of the schedule" if self.schedule and step is None else ""
         return SparsityReport(
@@ -142,8 +161,8 @@ class Sparsifier:
             note,
         )
 
-    def _weights(self, leaves: Mapping[str, Any]) -> dict[str, Array]:
-        """The sparse ones of all `leaves`, which must be of the shapes that were planned for."""
+    def _sparse_leaves(self, leaves: Mapping[str, Any]) -> dict[str, Array]:
+        """Returns the sparse ones of all `leaves` after a check of their shapes."""
         bad = [
             f"{path}: expected {shape}, found {getattr(leaves.get(path), 'shape', 'nothing')}"
             for path, shape in self.shapes.items()
@@ -155,9 +174,21 @@ class Sparsifier:
             )
         return {path: leaves[path] for path in self.shapes}
 
-    def _states(self, state: RuleStates) -> RuleStates:
-        expected = set(self.shapes) if isinstance(self.rule, FixedMask) else set()
-        if not isinstance(state, Mapping) or set(state) != expected:
+    @functools.cached_property
+    def _stateful_paths(self) -> set[str]:
+        """The sparse leaves for which the rule has a state, by a trace of `Rule.init`."""
+
+        def init(weights: Array) -> State:
+            return self.rule.init(jax.random.key(0), weights, 0)
+
+        return {
+            path
+            for path, shape in self.shapes.items()
+            if jax.eval_shape(init, jax.ShapeDtypeStruct(shape, jnp.float32)) is not None
+        }
+
+    def _checked(self, state: RuleStates) -> RuleStates:
+        if not isinstance(state, Mapping) or set(state) != self._stateful_paths:
             raise ValueError(
                 f"state is not one of {self.rule} for these parameters: pass what init(params) gave"
             )
@@ -166,15 +197,19 @@ class Sparsifier:
     def _counts(
         self, weights: Mapping[str, Array], step: Step | None
     ) -> Mapping[str, Int[Array, ""] | int]:
-        """Edges kept of each leaf; of a schedule at `step`, or at its end."""
+        """Returns the number of edges kept in each leaf at `step`, or at the schedule's end."""
         ahead = None if self.schedule is None or step is None else self.schedule.ahead(step)
 
-        def now(first: int, last: int) -> Int[Array, ""] | int:
+        def at_step(first: int, last: int) -> Int[Array, ""] | int:
             return last if ahead is None else annealed_budget(first, last, ahead)
 
         if isinstance(self.first, int):
             assert isinstance(self.last, int)
-            masks = edge_masks(list(weights.values()), now(self.first, self.last))
+            masks = edge_masks(list(weights.values()), at_step(self.first, self.last))
             return dict(zip(weights, map(num_true, masks), strict=True))
         assert not isinstance(self.last, int)
-        return {path: now(self.first[path], self.last[path]) for path in weights}
+        return {path: at_step(self.first[path], self.last[path]) for path in weights}
+
+
+def _without_none(states: Mapping[str, State]) -> RuleStates:
+    return {path: state for path, state in states.items() if state is not None}

@@ -1,4 +1,4 @@
-"""What is kept of a model's parameters, as a table."""
+"""How many weights of a model's parameters are kept, as a table."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 
 class LeafReport(NamedTuple):
-    """One leaf: its path and shape, how many of its weights are kept, whether it is sparse."""
+    """One leaf of the parameters.
+
+    Attributes:
+      path: its path, such as "encoder/kernel".
+      shape: its shape.
+      kept: number of its weights that carry signal.
+      sparse: whether `sparsify` made it sparse.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -21,20 +28,20 @@ class LeafReport(NamedTuple):
 
     @property
     def sparsity(self) -> float:
-        """The share of the weights that are not kept."""
+        """Fraction of the weights that is not kept."""
         return 1 - self.kept / self.size if self.size else 0.0
 
 
 @dataclass(frozen=True, repr=False)
 class SparsityReport:
-    """What is kept of every leaf; prints as a table."""
+    """How many weights of every leaf are kept; prints as a table."""
 
     leaves: tuple[LeafReport, ...]
     note: str = ""
 
     @property
     def kept(self) -> int:
-        """Weights kept, those of dense leaves included."""
+        """Number of weights kept, dense leaves included."""
         return sum(leaf.kept for leaf in self.leaves)
 
     def __str__(self) -> str:
@@ -52,12 +59,12 @@ class SparsityReport:
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in table
         ]
-        line = "-" * len(lines[0])
+        rule = "-" * len(lines[0])
         empty = [leaf.path for leaf in sparse if leaf.size and not leaf.kept]
         notes = [f"NOTHING is kept of {', '.join(empty)}"] if empty else []
         notes += [self.note] if self.note else []
         end = 1 + len(rows)
-        return "\n".join([lines[0], line, *lines[1:end], line, *lines[end:], *notes])
+        return "\n".join([lines[0], rule, *lines[1:end], rule, *lines[end:], *notes])
 
     __repr__ = __str__
 

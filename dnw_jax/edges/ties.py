@@ -1,7 +1,8 @@
-"""The first of equal magnitudes in row-major order, and how many there are.
+"""Marks the first of several equal magnitudes in row-major order, and counts True elements.
 
-A cumulative sum over all would gather a sharded mask: instead the row is found in which the last
-one lies, then its place in the row.
+A cumulative sum over the flat mask would gather a sharded mask on one device. Instead the search
+goes axis by axis: it finds the row that holds the last wanted element, then the position in that
+row, from counts along one axis at a time.
 """
 
 import itertools
@@ -15,58 +16,71 @@ from jaxtyping import Array, Bool, Int
 def first_true(
     tied: list[Bool[Array, "..."]], count: Int[Array, ""], in_all: Int[Array, ""]
 ) -> list[Bool[Array, "..."]]:
-    """The first `count` of the `in_all` true elements in row-major order, first array first."""
+    """Marks the first `count` True elements, array by array, each in row-major order.
+
+    Args:
+      tied: masks of any shapes.
+      count: number of True elements to keep, in 0..in_all.
+      in_all: number of True elements of all masks.
+    """
     undecided = -1
 
-    def decided(ends: list[Array]) -> list[Array]:
-        # Of what the loop carries, else it would all be taken out of the loop, and always done.
-        here = [each & (end == undecided) for each, end in zip(tied, ends, strict=True)]
-        totals = list(map(num_true, here))
+    def find_ends(ends: list[Array]) -> list[Array]:
+        # Depends on the loop carry. Otherwise XLA hoists this out of the loop and runs it even when
+        # the loop body never executes.
+        masks = [mask & (end == undecided) for mask, end in zip(tied, ends, strict=True)]
+        totals = list(map(num_true, masks))
         before = itertools.accumulate(totals[:-1], initial=jnp.int32(0))
         wanted = [jnp.clip(count - b, 0, total) for b, total in zip(before, totals, strict=True)]
-        return list(map(_end_of_first, here, wanted))
+        return list(map(_end_of_first, masks, wanted))
 
-    # As a rule all are wanted. A loop of one turn or none: mapped, a `lax.cond` would take it.
+    # Usually all are wanted, and the loop does nothing; otherwise it runs once. A `lax.cond` would
+    # run both branches under vmap.
     ends = lax.while_loop(
         lambda ends: ends[0] == undecided,
-        decided,
-        [jnp.where(count == in_all, each.size, undecided) for each in tied],
+        find_ends,
+        [jnp.where(count == in_all, mask.size, undecided) for mask in tied],
     )
-    return [each & (_flat_index(each.shape) < end) for each, end in zip(tied, ends, strict=True)]
+    return [mask & (_flat_index(mask.shape) < end) for mask, end in zip(tied, ends, strict=True)]
 
 
 def _end_of_first(mask: Bool[Array, "*shape"], count: Int[Array, ""]) -> Int[Array, ""]:
-    """The flat index after the `count`-th true element, which there is; 0 if none is wanted."""
+    """Returns 1 + the flat index of the `count`-th True element; 0 if `count` is 0.
+
+    The mask must hold at least `count` True elements.
+    """
     if not mask.size:
         return jnp.int32(0)
     last = jnp.int32(0)
-    left = count
+    rank = count  # of the wanted element among the True elements that are left in `mask`
     for axis, stride in enumerate(_strides(mask.shape)):
         others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = _true_along(mask, others)
-        place, before = _place_of(left, inside)
-        left -= before
-        last += place * stride
-        mask &= lax.broadcasted_iota(jnp.int32, mask.shape, axis) == place
+        position, before = _find_bin(rank, _true_along(mask, others))
+        rank -= before
+        last += position * stride
+        mask &= lax.broadcasted_iota(jnp.int32, mask.shape, axis) == position
     return jnp.where(count > 0, last + 1, 0)
 
 
-def _place_of(nth: Int[Array, ""], numbers: Int[Array, " n"]) -> tuple[Array, Array]:
-    """In which place the `nth` is, and how many come before that: no sharded array is gathered."""
-    index = lax.iota(jnp.int32, len(numbers))
+def _find_bin(rank: Int[Array, ""], counts: Int[Array, " n"]) -> tuple[Array, Array]:
+    """Returns the index of the bin that holds the `rank`-th item, and the items in earlier bins.
 
-    def before(place: Int[Array, ""]) -> Int[Array, ""]:
-        return jnp.sum(numbers, where=index < place, dtype=jnp.int32)
+    A bisection on the index, by sums: a sharded array is not gathered.
+    """
+    index = lax.iota(jnp.int32, len(counts))
 
-    place = jnp.int32(0)
-    for bit in reversed(range(len(numbers).bit_length())):
-        further = place + (1 << bit)
-        place = jnp.where(before(further) < nth, further, place)
-    return place, before(place)
+    def items_before(position: Int[Array, ""]) -> Int[Array, ""]:
+        return jnp.sum(counts, where=index < position, dtype=jnp.int32)
+
+    position = jnp.int32(0)
+    for bit in reversed(range(len(counts).bit_length())):
+        further = position + (1 << bit)
+        position = jnp.where(items_before(further) < rank, further, position)
+    return position, items_before(position)
 
 
 def _flat_index(shape: tuple[int, ...]) -> Int[Array, "*shape"]:
-    """Row-major index of each element, without a reshape (which would move a sharded array)."""
+    """Returns the row-major index of each element; a reshape would move a sharded array."""
     index = jnp.zeros(shape, jnp.int32)
     for axis, stride in enumerate(_strides(shape)):
         index += lax.broadcasted_iota(jnp.int32, shape, axis) * stride
@@ -78,12 +92,15 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 
 def num_true(mask: Bool[Array, "*shape"]) -> Int[Array, ""]:
-    """How many are true."""
+    """Returns the number of True elements."""
     return _true_along(mask, tuple(range(mask.ndim)))
 
 
 def _true_along(mask: Bool[Array, "..."], axes: tuple[int, ...]) -> Int[Array, "..."]:
-    """How many are true along `axes`: along one in 16 bits, which XLA:CPU vectorises."""
+    """Counts the True elements along `axes`.
+
+    The counts along one axis are summed in 16 bits, which XLA:CPU vectorises.
+    """
     short = [axis for axis in axes if mask.shape[axis] < 2**16]
     if not short:
         return jnp.sum(mask, axes, dtype=jnp.int32)

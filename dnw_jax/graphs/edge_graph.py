@@ -1,4 +1,4 @@
-"""The edges of a graph: one weight for every possible edge, and the rule that makes some real."""
+"""The edges of a graph: a weight for every possible edge, and a rule that makes some real."""
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -9,10 +9,17 @@ from dnw_jax.graphs.sparse_layer import SparseLayer
 
 
 class EdgeGraph(SparseLayer):
-    """Every possible edge from `num_sources` to `num_targets` nodes, some of them real.
+    """All possible edges from `num_sources` to `num_targets` nodes; the rule makes some real.
 
     Attributes:
-      weight: float32 [sources, targets]; planes @ weight carries signal from sources to targets.
+      weight: float32 [sources, targets]; `planes @ weight` sends signal from sources to targets.
+
+    Args:
+      num_sources, num_targets: numbers of nodes.
+      sparsity: fraction of the edges that is not real, in [0, 1].
+      rule: chooses the real edges.
+      forbidden: edges that a random wiring must not contain.
+      rngs: the stream "params" initialises the weights, "edges" draws a random wiring.
     """
 
     def __init__(
@@ -27,12 +34,12 @@ class EdgeGraph(SparseLayer):
     ):
         init = uniform_fan_in(num_sources)
         self.weight = nnx.Param(init(rngs.params(), (num_sources, num_targets)))
-        self.choose(sparsity, rule, rngs.edges(), forbidden)
+        self._init_rule(rule, sparsity, rngs.edges(), forbidden)
 
     @property
     def weights(self) -> Float[Array, "sources targets"]:
-        """Of every possible edge."""
+        """The weights of all possible edges."""
         return self.weight[...]
 
-    def _replace(self, weights: Float[Array, "sources targets"]) -> None:
+    def _set_weights(self, weights: Float[Array, "sources targets"]) -> None:
         self.weight = nnx.Param(weights)

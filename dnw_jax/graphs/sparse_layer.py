@@ -1,120 +1,141 @@
-"""Layers that hold a weight for every possible edge, and a rule that makes some of them real."""
+"""Layers with a weight for every possible edge, and a rule that makes some of the edges real."""
 
-import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import RULES, Rule, State, edge_budget, find_rule
-from dnw_jax.edges.budget import Share
+from dnw_jax.edges.budget import Sparsity
 
 
 class RuleState(nnx.Variable):
-    """What a rule keeps between steps (the mask of a random graph): saved, never trained."""
+    """The state of a rule, such as the mask of a random graph: saved, never trained."""
 
 
 class SparseLayer(nnx.Module):
-    """What all layers that choose edges can be asked.
+    """The base class of all layers that choose edges.
 
     Attributes:
-      rule: which edges are real, and which of them learn.
-      sparsity: the share of edges that are not real.
-      num_edges: how many are: the budget.
+      rule: chooses the real edges, and which of them learn.
+      sparsity: fraction of the edges that is not real.
+      num_edges: number of real edges, the budget.
       state: the rule's state, or None.
     """
 
     rule: Rule
-    sparsity: Share
+    sparsity: Sparsity
     num_edges: int
     state: RuleState | None
     kernel: nnx.Param
 
     @property
     def weights(self) -> Float[Array, "*shape"]:
-        """Of every possible edge, targets along the last axis."""
+        """The weights of all possible edges; targets lie along the last axis."""
         return self.kernel[...]
 
     def real_edges(self) -> Bool[Array, "*shape"]:
-        """Marks the edges that are real now."""
-        return self.rule.mask(self.weights, self._state(), self.num_edges)
+        """Returns the mask of the edges that are real now."""
+        return self.rule.mask(self.weights, self._rule_state(), self.num_edges)
 
     def real_weights(
         self, *, train: bool = False, key: Key[Array, ""] | None = None
     ) -> Float[Array, "*shape"]:
-        """The weights that carry signal now, chosen in full precision."""
-        return self.rule(self.weights, self._state(), self.num_edges, train=train, key=key)
+        """Returns the weights that carry signal now; they are chosen in full precision.
+
+        Args:
+          train: whether this is a forward pass of training.
+          key: needed in training if the rule draws random numbers.
+        """
+        return self.rule(self.weights, self._rule_state(), self.num_edges, train=train, key=key)
 
     def freeze_edges(self) -> None:
-        """Keeps the weights that carry signal now, and chooses no more: all others are zero."""
-        self._replace(self.real_weights())
+        """Sets the weights of all edges that are not real to zero, and chooses no more edges."""
+        self._set_weights(self.real_weights())
         self.rule = RULES["complete"]
-        self._keep(None)
+        self._set_rule_state(None)
 
     def advance(self, progress: Float[Array, ""]) -> None:
-        """Tells the rule at which part of the run, in (0, 1], the next update is."""
-        self._keep(self.rule.advanced(self._state(), self.weights.size, self.num_edges, progress))
+        """Advances the rule's state to the update at `progress`, in (0, 1], of the run."""
+        state = self._rule_state()
+        self._set_rule_state(self.rule.advance_state(self.weights, state, self.num_edges, progress))
 
     def adopt(self) -> None:
-        """Tells the rule that the weights were replaced by another run's."""
-        self._keep(self.rule.adopted(self.weights, self._state(), self.num_edges))
+        """Updates the rule's state after the weights were replaced by those of another run."""
+        state = self._rule_state()
+        self._set_rule_state(self.rule.adopt_weights(self.weights, state, self.num_edges))
 
     def penalty(self) -> Float[Array, ""] | float:
-        """What the rule adds to the loss."""
+        """Returns the term that the rule adds to the loss."""
         return self.rule.penalty(self.weights)
 
-    def choose(
+    def _init_rule(
         self,
-        sparsity: Share,
         rule: Rule,
+        sparsity: Sparsity,
         key: Key[Array, ""] | None,
         forbidden: Bool[Array, "*shape"] | None = None,
     ) -> None:
-        """Begins to choose edges among the weights, which exist already."""
+        """Sets all attributes of this class but the weights, which must exist."""
         if problem := rule.refuses("", self.weights.shape):
             raise ValueError(f"{rule} does not fit: {problem}")
         self.rule = rule
         self.sparsity = sparsity
         self.num_edges = edge_budget(self.weights.size, sparsity)
-        self._keep(rule.init(key, self.weights, self.num_edges, forbidden))
+        self._set_rule_state(rule.init(key, self.weights, self.num_edges, forbidden))
 
-    def _choose_by_name(self, sparsity: Share | None, rule: str | Rule, rngs: nnx.Rngs) -> None:
-        rule = find_rule(rule)
-        # A key only where one is needed: the weights of a seed are those of Flax's own layers.
+    def _init_user_rule(self, name: str | Rule, sparsity: Sparsity | None, rngs: nnx.Rngs) -> None:
+        """Sets the same attributes from the arguments of SparseLinear and SparseConv."""
+        rule = find_rule(name)
+        # Take a key only if the rule draws one: then the next layers that are built from `rngs` get
+        # the weights that Flax's layers would get.
         key = None
         if rule.draws_wiring:
             key = rngs.edges() if {"edges", "default"} & set(rngs) else rngs.params()
-        self.choose(rule.checked_sparsity(sparsity), rule, key)
+        self._init_rule(rule, rule.checked_sparsity(sparsity), key)
 
     def _with_real_weights(self, train: bool, key: Key[Array, ""] | None) -> Any:
-        """A passing copy whose kernel is what carries signal: the rest of a layer is Flax's."""
-        layer = copy.copy(self)
-        layer.kernel = nnx.Param(self.real_weights(train=train, key=key))
-        return layer
+        """Returns a stand-in for this layer whose kernel holds the weights that carry signal.
 
-    def _replace(self, weights: Float[Array, "*shape"]) -> None:
+        It has all attributes of the layer, and the `__call__` of Flax's layers reads nothing else.
+        A copy of the module would not do: it keeps the trace level at which the module was built.
+        If a function under `jax.jit` captures the module, Flax then refuses to replace the kernel.
+        """
+        kernel = nnx.Param(self.real_weights(train=train, key=key))
+        return SimpleNamespace(**(vars(self) | {"kernel": kernel}))
+
+    def _set_weights(self, weights: Float[Array, "*shape"]) -> None:
         self.kernel = nnx.Param(weights)
 
-    def _state(self) -> State:
+    def _rule_state(self) -> State:
         return None if self.state is None else self.state[...]
 
-    def _keep(self, state: State) -> None:
-        # A new variable: assigning to the old one is spelt differently in Flax 0.11 and 0.12.
+    def _set_rule_state(self, state: State) -> None:
+        # A new variable: the assignment to an existing one differs between Flax 0.11 and 0.12.
         self.state = None if state is None else RuleState(state)
 
 
 class SparseLinear(SparseLayer, nnx.Linear):
-    """`flax.nnx.Linear` whose kernel [inputs, outputs] is sparse while it trains.
+    """`flax.nnx.Linear` with a sparse kernel [inputs, outputs].
+
+    A seed gives the same weights as in Flax's layer. The bias, if the layer has one, is dense. To
+    use the rule `fine_tune` or `lottery_ticket`, put trained weights into `kernel`, then call
+    `adopt`.
 
     Args:
-      sparsity: share of the kernel that is zero in the forward pass; needed by every rule but N:M.
-      rule: the name of one of `dnw_jax.edges.RULES`, "n:m" such as "2:4", or a `Rule`.
-        For `fine_tune` and `lottery_ticket` put in trained weights, then call `adopt`.
-      options: those of `flax.nnx.Linear`; the bias, if there is one, is dense.
+      in_features: number of inputs.
+      out_features: number of outputs.
+      sparsity: fraction of the kernel that is zero in the forward pass, in [0, 1]. Only n:m
+        accepts None.
+      rule: a name in `dnw_jax.edges.RULES`, "n:m" such as "2:4", or a `Rule`.
+      rngs: the stream "params" initialises the weights; a random wiring is drawn from "edges" or
+        "default" if there is one, otherwise from "params".
+      options: any other argument of `flax.nnx.Linear`.
 
     Raises:
-      ValueError: no such rule, a sparsity outside [0, 1], or a kernel that does not fit the rule.
+      ValueError: the rule is unknown or does not fit the kernel, or the sparsity is outside [0, 1].
     """
 
     def __init__(
@@ -122,13 +143,13 @@ class SparseLinear(SparseLayer, nnx.Linear):
         in_features: int,
         out_features: int,
         *,
-        sparsity: Share | None = None,
+        sparsity: Sparsity | None = None,
         rule: str | Rule = "dnw",
         rngs: nnx.Rngs,
         **options: Any,
     ):
         super().__init__(in_features, out_features, rngs=rngs, **options)
-        self._choose_by_name(sparsity, rule, rngs)
+        self._init_user_rule(rule, sparsity, rngs)
 
     def __call__(  # type: ignore[override]
         self,
@@ -137,21 +158,30 @@ class SparseLinear(SparseLayer, nnx.Linear):
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "*batch outputs"]:
-        """The linear map by the real weights; `key` where the rule draws in training."""
+        """Applies the linear map of the real weights; `key` as in `real_weights`."""
         return nnx.Linear.__call__(self._with_real_weights(train, key), inputs)
 
 
 class SparseConv(SparseLayer, nnx.Conv):
-    """`flax.nnx.Conv` whose kernel [*window, inputs, outputs] is sparse while it trains.
+    """`flax.nnx.Conv` with a sparse kernel [*window, inputs, outputs].
+
+    A seed gives the same weights as in Flax's layer. The bias, if the layer has one, is dense. To
+    use the rule `fine_tune` or `lottery_ticket`, put trained weights into `kernel`, then call
+    `adopt`.
 
     Args:
-      sparsity: share of the kernel that is zero in the forward pass; needed by every rule but N:M.
-      rule: the name of one of `dnw_jax.edges.RULES`, "n:m" such as "2:4", or a `Rule`.
-        For `fine_tune` and `lottery_ticket` put in trained weights, then call `adopt`.
-      options: those of `flax.nnx.Conv` but `mask`; the bias, if there is one, is dense.
+      in_features: number of input channels.
+      out_features: number of output channels.
+      kernel_size: size of the window, such as (3, 3).
+      sparsity: fraction of the kernel that is zero in the forward pass, in [0, 1]. Only n:m
+        accepts None.
+      rule: a name in `dnw_jax.edges.RULES`, "n:m" such as "2:4", or a `Rule`.
+      rngs: the stream "params" initialises the weights; a random wiring is drawn from "edges" or
+        "default" if there is one, otherwise from "params".
+      options: any other argument of `flax.nnx.Conv` but `mask`.
 
     Raises:
-      ValueError: no such rule, a sparsity outside [0, 1], or a kernel that does not fit the rule.
+      ValueError: the rule is unknown or does not fit the kernel, or the sparsity is outside [0, 1].
     """
 
     def __init__(
@@ -160,15 +190,17 @@ class SparseConv(SparseLayer, nnx.Conv):
         out_features: int,
         kernel_size: int | Sequence[int],
         *,
-        sparsity: Share | None = None,
+        sparsity: Sparsity | None = None,
         rule: str | Rule = "dnw",
         rngs: nnx.Rngs,
         **options: Any,
     ):
         if options.get("mask") is not None:
-            raise ValueError("mask is given; a SparseConv chooses its own: leave it out")
+            raise ValueError(
+                "mask is given; the rule of a SparseConv chooses the mask: leave it out"
+            )
         super().__init__(in_features, out_features, kernel_size, rngs=rngs, **options)
-        self._choose_by_name(sparsity, rule, rngs)
+        self._init_user_rule(rule, sparsity, rngs)
 
     def __call__(  # type: ignore[override]
         self,
@@ -177,5 +209,5 @@ class SparseConv(SparseLayer, nnx.Conv):
         train: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "*batch_and_out_size outputs"]:
-        """The convolution by the real weights; `key` where the rule draws in training."""
+        """Applies the convolution with the real weights; `key` as in `real_weights`."""
         return nnx.Conv.__call__(self._with_real_weights(train, key), inputs)

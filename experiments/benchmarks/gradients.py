@@ -30,7 +30,8 @@ from dnw_jax.ops.runge_kutta import SOLVERS, rectified_step
 from dnw_jax.ops.send import send
 from dnw_jax.platform.large_pages import restart_with_large_pages
 from experiments.benchmarks.depthwise import in_turn
-from experiments.benchmarks.report import Report, timing_flags
+from experiments.benchmarks.flags import timing_parser
+from experiments.benchmarks.report import Report
 
 _NUM_STEPS = 4  # of the ODE solve
 
@@ -45,7 +46,7 @@ class Case(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the times of each case, then a Markdown table of ratios."""
-    flags = timing_flags(__doc__, turns=9).parse_args(argv)
+    flags = timing_parser(__doc__, turns=9).parse_args(argv)
     report = Report(flags.json)
     lines = ["| gradient | autodiff / hand-written |", "|---|---|"]
     for name, case in cases().items():

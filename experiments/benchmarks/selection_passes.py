@@ -12,7 +12,7 @@ from statistics import mean
 import jax
 import jax.numpy as jnp
 
-from dnw_jax.edges.select import narrowed_bracket
+from dnw_jax.edges.select import find_bracket
 from experiments.benchmarks.flags import flag_parser
 
 SHAPE = (1024, 1024)
@@ -42,7 +42,7 @@ def kinds_of_weights() -> dict[str, jax.Array]:
 @jax.jit
 def passes(weights: jax.Array, num_edges: jax.Array) -> jax.Array:
     """Returns the number of passes that find the `num_edges`-th largest magnitude."""
-    return narrowed_bracket([weights], num_edges).passes
+    return find_bracket([weights], num_edges).passes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
