@@ -6,9 +6,10 @@ import numpy as np
 from flax import nnx
 
 from dnw_jax.deploy.network import INPUT, Network, Wiring
-from dnw_jax.deploy.operations import Convolution, MeanPool, Norm, Operation, Relu, Size
+from dnw_jax.deploy.operations import MeanPool, Norm, Operation, Relu, Size
+from dnw_jax.deploy.products import Convolution
 from dnw_jax.graphs.batch_norm import BatchNorm
-from dnw_jax.graphs.sparse_layer import SparseLayer
+from dnw_jax.graphs.sparse_layer import SparseConv
 
 
 class Builder:
@@ -23,9 +24,7 @@ class Builder:
         self.sizes = {INPUT: Size(image_size, image_size, num_channels)}
         self.wirings: dict[str, Wiring] = {}
 
-    def add(
-        self, kind: type[Operation], part: str, label: str, *inputs: str, **fields: Any
-    ) -> str:
+    def add(self, kind: type[Operation], part: str, label: str, *inputs: str, **fields: Any) -> str:
         """Appends an operation; its output is named `part/label`."""
         output = f"{part}/{label}"
         if output in self.sizes:
@@ -37,14 +36,14 @@ class Builder:
 
     def convolution(self, part: str, label: str, value: str, layer: nnx.Conv) -> str:
         """Appends a convolution, with a mask if the layer chooses edges."""
-        sparse = isinstance(layer, SparseLayer)
+        sparse = layer if isinstance(layer, SparseConv) else None
         return self.add(
             Convolution,
             part,
             label,
             value,
-            weights=numbers(layer.real_weights() if sparse else layer.kernel[...]),
-            mask=np.asarray(layer.real_edges()) if sparse else None,
+            weights=numbers(sparse.real_weights() if sparse else layer.kernel[...]),
+            mask=np.asarray(sparse.real_edges()) if sparse else None,
             bias=None if layer.bias is None else numbers(layer.bias[...]),
             stride=layer.strides,
             padding=layer.padding,
@@ -63,8 +62,7 @@ class Builder:
         """Appends a norm by running statistics, of some `nodes` only, and a ReLU if `rectify`."""
         channels = slice(None) if nodes is None else slice(nodes.start, nodes.stop)
         scale, bias, mean, variance = (
-            numbers(variable[channels])
-            for variable in (norm.scale, norm.bias, norm.mean, norm.var)
+            numbers(variable[channels]) for variable in (norm.scale, norm.bias, norm.mean, norm.var)
         )
         value = self.add(
             Norm,

@@ -6,11 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dnw_jax.deploy.builder import Builder, numbers
-from dnw_jax.deploy.lower_graphs import GraphBuilder, lower_graph
+from dnw_jax.deploy.lower_graphs import lower_blocked, lower_in_time, lower_sparse_linear
 from dnw_jax.deploy.network import INPUT, Network
-from dnw_jax.deploy.operations import Add, Depthwise, Linear, MaxPool, MeanPool
+from dnw_jax.deploy.operations import Add, MaxPool, MeanPool
+from dnw_jax.deploy.products import Depthwise, Linear
 from dnw_jax.errors import UserError
+from dnw_jax.graphs.blocked import BlockedGraph
 from dnw_jax.graphs.sparse_layer import SparseLinear
+from dnw_jax.graphs.time_graph import TimeGraph
 from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1
 from dnw_jax.models.numbered import numbered
 from dnw_jax.models.resnet import Block, ResNet
@@ -30,7 +33,11 @@ def lowered(model: nnx.Module, image_size: int) -> Network:
 def _(model: TinyClassifier, image_size: int) -> Network:
     builder = Builder(image_size, model.stem.conv.in_features)
     inputs = _lower_stem(builder, model.stem)
-    states = lower_graph(builder, "graph", model.graph, inputs, model.head.in_features)
+    if isinstance(model.graph, BlockedGraph):
+        states = lower_blocked(builder, "graph", model.graph, inputs)
+    else:
+        assert isinstance(model.graph, TimeGraph)
+        states = lower_in_time(builder, "graph", model.graph, inputs)
     size = builder.sizes[states]
     rows, columns = central_pixels(jnp.zeros((1, *size)))
     features = builder.add(
@@ -72,29 +79,14 @@ def _(model: MobileNetGraphs, image_size: int) -> Network:
     builder = Builder(image_size, model.stem.in_features)
     value = builder.convolution("stem", "conv", INPUT, model.stem)
     for index, graph in enumerate(numbered(model, "graph_")):
-        num_outputs = graph.block_sizes[-1]
-        value = lower_graph(builder, f"graph_{index}", graph, value, num_outputs)
+        value = lower_blocked(builder, f"graph_{index}", graph, value)
     value = builder.batch_norm("norm", "norm", value, model.norm, rectify=True)
     features = builder.global_average("head", "average", value)
     if isinstance(model.head, SparseLinear):
-        _lower_sparse_linear(builder, features, model.head)
+        lower_sparse_linear(builder, "head", model.head, features)
     else:
         _lower_linear(builder, features, model.head)
     return builder.network(model)
-
-
-def _lower_sparse_linear(builder: Builder, features: str, layer: SparseLinear) -> str:
-    """A graph of two blocks: the features, and the classes after them."""
-    num_features, num_classes = layer.kernel.shape
-    parts = GraphBuilder(
-        builder,
-        "head",
-        layer,
-        num_inputs=num_features,
-        num_outputs=num_classes,
-        num_nodes=num_features + num_classes,
-    )
-    return parts.edges("logits", features, parts.inputs, parts.outputs)
 
 
 @lowered.register
@@ -105,9 +97,7 @@ def _(model: MobileNetV1, image_size: int) -> Network:
     for index, layer in enumerate(numbered(model, "layer_")):
         part = f"layer_{index}"
         kernel = numbers(layer.depthwise_kernel)
-        value = builder.add(
-            Depthwise, part, "depthwise", value, kernel=kernel, stride=layer.stride
-        )
+        value = builder.add(Depthwise, part, "depthwise", value, kernel=kernel, stride=layer.stride)
         value = builder.batch_norm(
             part, "depthwise_norm", value, layer.depthwise_norm, rectify=True
         )

@@ -1,25 +1,24 @@
 """The operations of a lowered network: small frozen dataclasses that compute in NumPy.
 
-This file and `network.py` import neither JAX nor Flax, so that a lowered network can be loaded and
-called where they are not installed.
+This file holds what all operations share, norms, and the operations without numbers; `products.py`
+holds the operations with weights. Neither imports JAX or Flax, so that a lowered network can be
+loaded and called where they are not installed.
 
 Values are planes, float32 [batch, height, width, channels]. Features and logits are planes of one
 pixel. Every array that an operation holds is float32 (masks: bool).
 """
 
 import abc
-import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from dnw_jax.errors import UserError
 
 Array = np.ndarray
 Planes = Float[Array, "batch height width channels"]
-Sent = Float[Array, "batch out_height out_width targets"]
 PerChannel = Float[Array, " channels"]
 
 NOT_CALLABLE = (
@@ -69,122 +68,16 @@ class Operation(abc.ABC):
         """Returns the size of the output, given the sizes of `inputs`."""
 
 
-class _ByChannel(Operation):
+class ByChannel(Operation):
     """An operation whose output has the size of its inputs and keeps the channels apart."""
 
     def size(self, *sizes: Size) -> Size:
+        """Returns the size of the first input."""
         return sizes[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Product(Operation):
-    """A linear map of channels, applied to every pixel.
-
-    Attributes:
-      weights: [..., sources, targets], with zeros where `mask` is False.
-      mask: marks the real edges; None if the map is dense.
-      bias: added to each target, or None.
-    """
-
-    weights: Float[Array, "*window sources targets"]
-    mask: Bool[Array, "*window sources targets"] | None = None
-    bias: Float[Array, " targets"] | None = None
-
-    def __call__(self, *values: Planes) -> Sent:
-        """Returns the planes times the weights, plus the bias."""
-        return self._biased(_times(values[0], self.weights))
-
-    def size(self, *sizes: Size) -> Size:
-        """Returns the size of the input with as many channels as targets."""
-        return sizes[0]._replace(channels=self.weights.shape[-1])
-
-    @property
-    def real_edges(self) -> Bool[Array, "*window sources targets"]:
-        """The mask; all True if the map is dense."""
-        return np.ones(self.weights.shape, bool) if self.mask is None else self.mask
-
-    def _biased(self, planes: Planes) -> Planes:
-        return planes if self.bias is None else planes + self.bias
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Linear(Product):
-    """A dense linear map of features or of each pixel: weights [sources, targets], and a bias."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Edges(Product):
-    """The signal that nodes send along edges: weights [sources, targets], a mask, no bias.
-
-    Attributes:
-      sources: the numbers of the nodes that send. `nodes` are those that receive.
-    """
-
-    sources: range
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Convolution(Product):
-    """A convolution with weights [height, width, sources, targets] and zero padding.
-
-    Attributes:
-      stride: distance in pixels between windows, in both directions.
-      padding: rows and columns of zeros on each of the four sides.
-    """
-
-    stride: int
-    padding: int
-
-    def __call__(self, *values: Planes) -> Sent:
-        """Returns the cross-correlation of the planes with the weights, plus the bias."""
-        (planes,) = values
-        step, window = self.stride, self.weights.shape[:2]
-        if window == (1, 1) and self.padding == 0:
-            return self._biased(_times(planes[:, ::step, ::step], self.weights[0, 0]))
-        views = np.lib.stride_tricks.sliding_window_view(_padded(planes, self.padding), window, (1, 2))
-        # [batch, rows, columns, height, width, sources], as the weights are laid out.
-        patches = views[:, ::step, ::step].transpose(0, 1, 2, 4, 5, 3)
-        patches = patches.reshape(*patches.shape[:3], -1)
-        return self._biased(_times(patches, self.weights.reshape(-1, self.weights.shape[-1])))
-
-    def size(self, *sizes: Size) -> Size:
-        """Returns the number of windows in both directions, and the number of targets."""
-        height, width = _windows(sizes[0], self.weights.shape[0], self.stride, self.padding)
-        return Size(height, width, self.weights.shape[-1])
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Depthwise(Operation):
-    """A 3x3 convolution of each plane with a kernel for this plane, zero padding of 1.
-
-    Attributes:
-      kernel: the kernels.
-      stride: distance in pixels between windows, in both directions.
-      bias: added to each plane, or None.
-    """
-
-    kernel: Float[Array, "3 3 channels"]
-    stride: int = 1
-    bias: PerChannel | None = None
-
-    def __call__(self, *values: Planes) -> Planes:
-        """Returns the sum of nine shifted products, plus the bias."""
-        (planes,) = values
-        padded, (_, height, width, _) = _padded(planes, 1), planes.shape
-        total = np.zeros((), np.float32) if self.bias is None else self.bias
-        for row, column in itertools.product(range(3), range(3)):
-            rows = slice(row, row + height, self.stride)
-            columns = slice(column, column + width, self.stride)
-            total = total + padded[:, rows, columns] * self.kernel[row, column]
-        return total
-
-    def size(self, *sizes: Size) -> Size:
-        """Returns the input's height and width divided by the stride, rounded up."""
-        return Size(*_windows(sizes[0], 3, self.stride, 1), sizes[0].channels)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Norm(_ByChannel):
+class Norm(ByChannel):
     """Normalises each channel, then multiplies by `scale` and adds `bias`.
 
     Attributes:
@@ -211,7 +104,7 @@ class Norm(_ByChannel):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Relu(_ByChannel):
+class Relu(ByChannel):
     """Sets negative numbers to zero."""
 
     def __call__(self, *values: Planes) -> Planes:
@@ -220,7 +113,7 @@ class Relu(_ByChannel):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Add(_ByChannel):
+class Add(ByChannel):
     """The sum of two or more values of one size."""
 
     def __call__(self, *values: Planes) -> Planes:
@@ -247,13 +140,13 @@ class MaxPool(Operation):
 
     def __call__(self, *values: Planes) -> Planes:
         """Returns the maximum of each window."""
-        padded, window = _padded(values[0], self.padding, -np.inf), (self.window, self.window)
+        padded, window = padded_planes(values[0], self.padding, -np.inf), (self.window, self.window)
         views = np.lib.stride_tricks.sliding_window_view(padded, window, (1, 2))
         return views[:, :: self.stride, :: self.stride].max((-2, -1))
 
     def size(self, *sizes: Size) -> Size:
         """Returns the number of windows in both directions."""
-        numbers = _windows(sizes[0], self.window, self.stride, self.padding)
+        numbers = num_windows(sizes[0], self.window, self.stride, self.padding)
         return Size(*numbers, sizes[0].channels)
 
 
@@ -318,7 +211,7 @@ class AppendZeros(Operation):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Solve(_ByChannel):
+class Solve(ByChannel):
     """The state at t = 1 of a differential equation, which NumPy does not compute.
 
     `inputs` are the state at t = 0 and its time derivative there. The operations from the former
@@ -330,18 +223,15 @@ class Solve(_ByChannel):
         raise UserError(NOT_CALLABLE)
 
 
-def _times(planes: Planes, weights: Float[Array, "channels targets"]) -> Sent:
-    """Returns planes @ weights as one product of two matrices, which NumPy computes fastest."""
-    *pixels, channels = planes.shape
-    return (planes.reshape(-1, channels) @ weights).reshape(*pixels, weights.shape[1])
-
-
-def _padded(planes: Planes, padding: int, value: float = 0.0) -> Planes:
+def padded_planes(
+    planes: Planes, padding: int, value: float = 0.0
+) -> Float[Array, "batch padded_height padded_width channels"]:
+    """Adds `padding` rows and columns of `value` on all four sides."""
     ends = (padding, padding)
     return np.pad(planes, ((0, 0), ends, ends, (0, 0)), constant_values=value)
 
 
-def _windows(size: Size, window: int, stride: int, padding: int) -> tuple[int, int]:
+def num_windows(size: Size, window: int, stride: int, padding: int) -> tuple[int, int]:
     """Returns how many windows fit in the rows and in the columns."""
     height, width = (
         (pixels + 2 * padding - window) // stride + 1 for pixels in (size.height, size.width)
