@@ -1,34 +1,34 @@
 """A model as one flat list of simple operations: what everything that deploys a network reads.
 
-`lower(model, image_size)` translates each model of this package to the same few operations (see
-`operations.py`). It chooses the edges once, in evaluation mode, and converts every array to NumPy
-float32. A bfloat16 model is computed in float32, so its logits differ by the rounding of bfloat16.
+`lower(model, image_size)` translates each model of this package to the same few kinds of operations
+(`operations.py`, `products.py`). It chooses the edges once, in evaluation mode, and converts every
+array to NumPy float32. A bfloat16 model is lowered to float32, so the logits differ by the rounding
+of bfloat16.
 
-To walk a network, loop over `network.operations`. They are in an order in which they can be
-computed: `operation.inputs` names values that earlier operations computed, or `INPUT`, the images.
-Every value has exactly one origin. `network.sizes[name]` gives its height, width and channels.
+To walk a network, loop over `network.operations`. Their order is one in which they can be computed:
+`operation.inputs` names values of earlier operations, or `INPUT`, the images. Exactly one operation
+computes each value. `network.sizes[name]` gives its height, width and channels.
 
-    values = {INPUT: images}
     for operation in network.operations:
-        inputs = [values[name] for name in operation.inputs]
         match operation:
-            case Edges():  # weights [sources, targets]; mask marks the real edges
+            case Edges():  # weights [sources, targets]; the mask marks the real edges
+                emit_sparse(operation.weights, operation.inputs[0], operation.output)
+            case Relu():
                 ...
 
-What a consumer may rely on, without knowledge of any model class:
+A consumer needs no knowledge of any model class. It may rely on these properties:
 
-- The kinds of operations are those of `operations.py`. `Product` is the base of everything that has
-  edges (`Edges`, `Convolution`, `Linear`): `weights` and `real_edges` have sources on the axis -2
-  and targets on the axis -1. All other operations but `Slice` and `AppendZeros` map channel i of
-  their inputs to channel i of their output.
-- `operation.part` names the part of the model ("stem", "graph_0", "layer1.0.conv1", "head");
-  `network.parts` groups the operations by it, in the order of the model.
-- Inside of a graph `operation.nodes` numbers the nodes of its output's channels (`Edges.sources`
-  those of its input's channels). Nodes 0, 1, ... are the inputs of the graph. Operations of one
-  part, one kind and equal nodes share their parameters: the steps of a graph in time.
-- `network.wirings` holds what was chosen for whole graphs, also the edges that point backwards,
-  which no operation uses.
-- To remove channels, work backwards: `liveness.py` shows how the need for a value's channels passes
+- Everything with edges is a `Product` (`Edges`, `Convolution`, `Linear`). Its `weights` and
+  `real_edges` have sources on axis -2 and targets on axis -1. `Slice` and `AppendZeros` move channels. All other
+  operations map channel i of each input to channel i of the output.
+- `operation.part` names the part of the model ("stem", "graph_0", "layer1.0.conv1", "head").
+  `network.parts` groups the operations by part, in the order in which the parts begin.
+- Inside of a graph, `operation.nodes` numbers the nodes that the output's channels belong to, and
+  `Edges.sources` those of the input's channels. The inputs of a graph are its first nodes. The
+  steps of a graph in time are operations of one part that share the parameters of equal nodes.
+- `network.wirings` holds the edges that were chosen for whole graphs. Edges that point backwards in
+  a static graph are real there, but no operation uses them.
+- To remove what is dead, work backwards: `liveness.py` shows how the need for channels passes
   through each kind of operation.
 """
 

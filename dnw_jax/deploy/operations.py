@@ -19,6 +19,8 @@ from dnw_jax.errors import UserError
 
 Array = np.ndarray
 Planes = Float[Array, "batch height width channels"]
+Resized = Float[Array, "batch out_height out_width channels"]
+OtherChannels = Float[Array, "batch height width out_channels"]
 PerChannel = Float[Array, " channels"]
 
 NOT_CALLABLE = (
@@ -138,7 +140,7 @@ class MaxPool(Operation):
     stride: int
     padding: int
 
-    def __call__(self, *values: Planes) -> Planes:
+    def __call__(self, *values: Planes) -> Resized:
         """Returns the maximum of each window."""
         padded, window = padded_planes(values[0], self.padding, -np.inf), (self.window, self.window)
         views = np.lib.stride_tricks.sliding_window_view(padded, window, (1, 2))
@@ -161,7 +163,7 @@ class MeanPool(Operation):
     rows: range
     columns: range
 
-    def __call__(self, *values: Planes) -> Planes:
+    def __call__(self, *values: Planes) -> Float[Array, "batch 1 1 channels"]:
         """Returns planes of one pixel."""
         rows, columns = (slice(pixels.start, pixels.stop) for pixels in (self.rows, self.columns))
         return values[0][:, rows, columns].mean((1, 2), keepdims=True)
@@ -181,7 +183,7 @@ class Slice(Operation):
 
     channels: range
 
-    def __call__(self, *values: Planes) -> Planes:
+    def __call__(self, *values: Planes) -> OtherChannels:
         """Returns these channels."""
         return values[0][..., self.channels.start : self.channels.stop]
 
@@ -200,7 +202,7 @@ class AppendZeros(Operation):
 
     num_channels: int
 
-    def __call__(self, *values: Planes) -> Planes:
+    def __call__(self, *values: Planes) -> OtherChannels:
         """Returns the value with channels of zeros after its own channels."""
         more = self.num_channels - values[0].shape[-1]
         return np.pad(values[0], ((0, 0), (0, 0), (0, 0), (0, more)))

@@ -11,6 +11,7 @@ from dnw_jax.deploy.operations import (
     Operation,
     PerChannel,
     Planes,
+    Resized,
     Size,
     num_windows,
     padded_planes,
@@ -111,7 +112,7 @@ class Depthwise(Operation):
     stride: int = 1
     bias: PerChannel | None = None
 
-    def __call__(self, *values: Planes) -> Planes:
+    def __call__(self, *values: Planes) -> Resized:
         """Returns the sum of nine shifted products, plus the bias."""
         (planes,) = values
         padded, (_, height, width, _) = padded_planes(planes, 1), planes.shape
