@@ -58,7 +58,7 @@ BASIC, BOTTLENECK = Arch(False, (1, 2, 1, 1)), Arch(True, (1, 1, 1, 1))
 MODELS: dict[str, tuple[Callable[[], nnx.Module], int]] = {
     "static": (tiny, 32),
     "static, odd size": (tiny, 19),
-    "static, one pixel": (tiny, 3),
+    "static, four pixels": (tiny, 5),
     "static, other channels and classes": (
         lambda: tiny(dataset__num_channels=1, dataset__num_classes=3),
         16,

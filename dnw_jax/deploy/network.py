@@ -19,8 +19,8 @@ computes each value. `network.sizes[name]` gives its height, width and channels.
 A consumer needs no knowledge of any model class. It may rely on these properties:
 
 - Everything with edges is a `Product` (`Edges`, `Convolution`, `Linear`). Its `weights` and
-  `real_edges` have sources on axis -2 and targets on axis -1. `Slice` and `AppendZeros` move channels. All other
-  operations map channel i of each input to channel i of the output.
+  `real_edges` have sources on axis -2 and targets on axis -1. `Slice` and `AppendZeros` move
+  channels. All other operations map channel i of each input to channel i of the output.
 - `operation.part` names the part of the model ("stem", "graph_0", "layer1.0.conv1", "head").
   `network.parts` groups the operations by part, in the order in which the parts begin.
 - Inside of a graph, `operation.nodes` numbers the nodes that the output's channels belong to, and
