@@ -16,7 +16,16 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("deploy", "edges", "graphs", "models", "ops", "show", "step.metrics")
+CHECKED = (
+    "deploy.operations",
+    "deploy.products",
+    "edges",
+    "graphs",
+    "models",
+    "ops",
+    "show",
+    "step.metrics",
+)
 
 install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")
 
