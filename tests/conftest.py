@@ -24,7 +24,16 @@ from jaxtyping import install_import_hook
 
 # The folders and modules whose jaxtyping annotations are enforced. The hook must be installed
 # before the package is imported.
-CHECKED = ("edges", "graphs", "models", "ops", "show", "step.metrics")
+CHECKED = (
+    "deploy.operations",
+    "deploy.products",
+    "edges",
+    "graphs",
+    "models",
+    "ops",
+    "show",
+    "step.metrics",
+)
 
 install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -1,7 +1,10 @@
 """The tiny networks in plain NumPy and float64, written from the paper: what ours must compute.
 
-Parameters are laid out as ours: planes [batch, height, width, nodes], kernels [3, 3, nodes], edge
-matrices [sources, targets] with zeros where no edge is real.
+Written without a look at `dnw_jax.deploy.operations`, in float64 and pixel by pixel, so that both
+do not share a mistake. It also covers training and the solvers with fixed steps.
+
+Parameters have the layout of the package: planes [batch, height, width, nodes], kernels
+[3, 3, nodes], edge matrices [sources, targets] with zeros where no edge is real.
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ class Graph(NamedTuple):
 
     @classmethod
     def random(cls, num_nodes: int, seed: int, density: float = 0.6) -> "Graph":
-        """A graph with signal everywhere; float32 values, so that ours gets exactly the same."""
+        """A graph with signal everywhere. Its values are float32 numbers: ours gets the same."""
         rng = np.random.default_rng(seed)
         weights = rng.normal(size=(num_nodes, num_nodes)) * (
             rng.uniform(size=(num_nodes, num_nodes)) < density
@@ -46,7 +49,7 @@ def relu(x: Array) -> Array:
 
 
 def convolution3x3(planes: Array, kernel: Array, stride: int = 1) -> Array:
-    """Every plane with its own kernel ([3, 3, nodes]); pixel by pixel; zero padding of 1."""
+    """Convolves each plane with its kernel ([3, 3, nodes]), pixel by pixel; zero padding of 1."""
     batch, height, width, nodes = planes.shape
     padded = np.zeros((batch, height + 2, width + 2, nodes))
     padded[:, 1:-1, 1:-1] = planes
@@ -60,7 +63,7 @@ def convolution3x3(planes: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def dense_convolution(planes: Array, kernel: Array, stride: int) -> Array:
-    """An ordinary 3x3 convolution, kernel [3, 3, in, out]: each pair of channels on its own."""
+    """An ordinary 3x3 convolution, kernel [3, 3, in, out], one output channel after the other."""
     out = []
     for target in range(kernel.shape[3]):
         out.append(convolution3x3(planes, kernel[..., target], stride).sum(-1))
@@ -78,18 +81,21 @@ def instance_norm(planes: Array, scale: Array, bias: Array) -> Array:
 
 
 def static(inputs: Array, graph: Graph, ends: Sequence[int], num_outputs: int) -> list[Array]:
-    """States of the blocks that end before node `ends[i]`, as they fire; then of the outputs."""
+    """Returns the states of the blocks when they fire, then those of the outputs.
+
+    Block i ends before node `ends[i]`.
+    """
     num_nodes = len(graph.scale)
     states = np.zeros((*inputs.shape[:3], num_nodes))
     states[..., : inputs.shape[-1]] = inputs
     fired = []
     for start, end in zip([0, *ends], ends, strict=False):
-        own = slice(start, end)
-        fired.append(states[..., own].copy())
-        out = instance_norm(states[..., own], graph.scale[own], graph.bias[own])
-        out = convolution3x3(relu(out), graph.kernel[..., own])
-        fed = slice(min(end, num_nodes - num_outputs), None)
-        states[..., fed] += out @ graph.weights[own, fed]
+        block = slice(start, end)
+        fired.append(states[..., block].copy())
+        out = instance_norm(states[..., block], graph.scale[block], graph.bias[block])
+        out = convolution3x3(relu(out), graph.kernel[..., block])
+        targets = slice(min(end, num_nodes - num_outputs), None)
+        states[..., targets] += out @ graph.weights[block, targets]
     return [*fired, states[..., num_nodes - num_outputs :]]
 
 
@@ -100,26 +106,27 @@ def chained(
     stride: int,
     running: tuple[Array, Array] | None,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """What the last block is sent, and the mean and unbiased variance of what each node was sent.
+    """Returns the last block's states, and the mean and unbiased variance of each node's state.
 
-    Weights are [all but the last block, all but the first]; `running` None: training.
+    Weights are [all but the last block, all but the first]. `running` holds the running mean and
+    variance; None: training.
     """
-    seen = [np.zeros(len(graph.scale)), np.zeros(len(graph.scale))]
+    means, variances = np.zeros(len(graph.scale)), np.zeros(len(graph.scale))
     ends = np.cumsum(sizes)
-    sent, start = inputs, 0
+    start = 0
     states = np.zeros((*inputs.shape[:3], sum(sizes)))[:, ::stride, ::stride]
     for end in ends[:-1]:
-        own = slice(start, end)
-        sent = inputs if start == 0 else states[..., own]
-        mean, variance = sent.mean((0, 1, 2)), sent.var((0, 1, 2))
-        seen[0][own], seen[1][own] = mean, sent.var((0, 1, 2), ddof=1)
+        block = slice(start, end)
+        state = inputs if start == 0 else states[..., block]
+        mean, variance = state.mean((0, 1, 2)), state.var((0, 1, 2))
+        means[block], variances[block] = mean, state.var((0, 1, 2), ddof=1)
         if running is not None:
-            mean, variance = (statistic[own] for statistic in running)
-        out = relu(normalised(sent, mean, variance, graph.scale[own], graph.bias[own]))
-        out = convolution3x3(out, graph.kernel[..., own], stride if start == 0 else 1)
-        states[..., end:] += out @ graph.weights[own, end - sizes[0] :]
+            mean, variance = (statistic[block] for statistic in running)
+        out = relu(normalised(state, mean, variance, graph.scale[block], graph.bias[block]))
+        out = convolution3x3(out, graph.kernel[..., block], stride if start == 0 else 1)
+        states[..., end:] += out @ graph.weights[block, end - sizes[0] :]
         start = end
-    return states[..., start:], (seen[0], seen[1])
+    return states[..., start:], (means, variances)
 
 
 def update(states: Array, graph: Graph) -> Array:
@@ -130,8 +137,8 @@ def update(states: Array, graph: Graph) -> Array:
 
 def padded(inputs: Array, graph: Graph) -> Array:
     """Z(0): the inputs, and zeros for all other nodes."""
-    silent = len(graph.scale) - inputs.shape[-1]
-    return np.concatenate([inputs, np.zeros((*inputs.shape[:3], silent))], -1)
+    num_others = len(graph.scale) - inputs.shape[-1]
+    return np.concatenate([inputs, np.zeros((*inputs.shape[:3], num_others))], -1)
 
 
 def discrete(inputs: Array, graph: Graph, num_steps: int) -> Array:
@@ -149,7 +156,7 @@ RK4 = ([[1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
 def continuous(
     inputs: Array, graph: Graph, num_steps: int, method: tuple[list, list] = RK4
 ) -> Array:
-    """States of all nodes at t = 1, negative ones set to zero at the start and after each step."""
+    """States of all nodes at t = 1; negative ones become zero at the start and after each step."""
     states = relu(padded(inputs, graph))
     stages, weights = method
     for _ in range(num_steps):
@@ -163,7 +170,7 @@ def continuous(
 
 
 def stem(images: Array, params: dict, train: bool) -> Array:
-    """The stem of the tiny classifiers; `params` nested as our module's attributes."""
+    """The stem of the tiny classifiers; `params` is nested as the attributes of the module."""
 
     def batch_norm(planes: Array, norm: dict) -> Array:
         mean, variance = norm["mean"], norm["var"]

@@ -1,64 +1,15 @@
-"""What a network costs: counts by hand, on networks small enough, and against what is computed."""
+"""What a network costs: counts by hand on small networks."""
 
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
 import dnw_jax
-from dnw_jax.deploy.liveness import live_in_blocks, live_in_time
-from dnw_jax.edges import RULES
-from dnw_jax.graphs.blocked import BlockedGraph
-from dnw_jax.graphs.nodes import BatchNormNodes, Nodes
+from dnw_jax.deploy.network import lower
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-
-
-def blocked(sizes: list[int], inner_outputs: int | None) -> BlockedGraph:
-    rngs = nnx.Rngs(0)
-    make = BatchNormNodes if inner_outputs is None else Nodes
-    nodes = make(sum(sizes), rngs=rngs)
-    return BlockedGraph(sizes, nodes, 0.6, RULES["dnw"], inner_outputs=inner_outputs, rngs=rngs)
-
-
-@pytest.mark.parametrize("inner_outputs", [None, 2])
-@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, False)])
-def test_dead_parts_do_not_matter(inner_outputs: int | None, needed: tuple[bool, bool]) -> None:
-    """Without the dead edges every needed output is the same; without any live one it is not."""
-    sizes = [3, 4, 3, 2]
-    graph = blocked(sizes, inner_outputs)
-    mask = np.asarray(graph.edges.real_edges())
-    weights = np.where(mask, np.asarray(graph.edges.weight[...]), 0)
-    live = live_in_blocks(graph, mask, np.array(needed))
-    assert np.all(mask | ~live.edges)
-    np.testing.assert_array_equal(live.nodes, live.edges.any(1))
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
-
-    def outputs(kept: np.ndarray) -> np.ndarray:
-        graph.edges.rule = RULES["complete"]
-        graph.edges.weight[...] = jnp.asarray(np.where(kept, weights, 0))
-        return np.asarray(graph(inputs, train=True))[..., np.array(needed)]
-
-    whole = outputs(mask)
-    np.testing.assert_allclose(outputs(live.edges), whole, atol=1e-5)
-    for edge in np.argwhere(live.edges)[::3]:
-        kept = live.edges.copy()
-        kept[tuple(edge)] = False
-        assert np.abs(outputs(kept) - whole).max() > 1e-6
-
-
-def test_liveness_in_time() -> None:
-    # 0 (input) -> 1 -> 3 (output), 2 -> 3, 3 -> 1; two steps.
-    mask = np.zeros((4, 4), bool)
-    for edge in ((0, 1), (1, 3), (2, 3), (3, 1)):
-        mask[edge] = True
-    first, second = live_in_time(mask, num_inputs=1, num_outputs=1, num_steps=2)
-    assert np.argwhere(second.edges).tolist() == [[1, 3], [2, 3]]
-    assert np.argwhere(first.edges).tolist() == [[0, 1]]  # all but the input are still zero
-    np.testing.assert_array_equal(first.nodes, [True, False, False, False])
 
 
 def test_a_dense_network_is_counted_whole() -> None:
@@ -66,7 +17,7 @@ def test_a_dense_network_is_counted_whole() -> None:
     model = dnw_jax.build_model(config)
     report = dnw_jax.profile(model, image_size=32)
     assert report.params == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    # By hand: stem, then 9 and the 1x1 of each layer, the head.
+    # By hand: the stem, the 3x3 and the 1x1 convolution of a layer, the head.
     assert report.rows[0].macs == 27 * 8 * 32**2
     assert report.rows[2].macs == (9 * 16 + 16 * 32) * 16**2
     assert report.rows[-1].macs == 256 * 10
@@ -134,6 +85,12 @@ def test_tiny_classifiers(wiring: str) -> None:
     }[wiring]
     assert graph.macs == sum(9 * nodes + edges for nodes, edges in steps) * 8**2
     assert graph.live_nodes == 12
+
+
+def test_a_lowered_network_is_counted_at_its_size() -> None:
+    config = dnw_jax.load_config(f"{CONFIGS}/cifar10_mobilenet.py:width=0.25")
+    model = dnw_jax.build_model(config)
+    assert dnw_jax.profile(lower(model, 20)) == dnw_jax.profile(model, 20)
 
 
 def test_the_table_and_what_cannot_be_counted() -> None:

@@ -1,1 +1,1 @@
-"""What a discovered network costs, and what is left of it when the dead parts are gone."""
+"""Lowers trained networks to a flat list of operations, and counts what they cost."""

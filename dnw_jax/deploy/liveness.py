@@ -1,62 +1,67 @@
-"""Which nodes and edges of a wiring reach an output: the rest need not be computed."""
+"""Which channels of each value, and which edges, the logits depend on: the rest is dead."""
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
-from dnw_jax.graphs.blocked import BlockedGraph
-
-Array = np.ndarray
+from dnw_jax.deploy.network import Network
+from dnw_jax.deploy.operations import AppendZeros, Slice, Solve
+from dnw_jax.deploy.products import Product
 
 
 class Live(NamedTuple):
-    """What of a graph is computed.
+    """The parts of a network that have to be computed.
 
     Attributes:
-      nodes: nodes that fire; those read but not fired are not among them.
-      edges: edges that carry signal from such a node to one that needs it.
+      channels: marks the channels of each value whose signal reaches the logits, by the value's
+        name.
+      edges: marks the edges that carry such signal, for each `Product`, by the name of its output.
+        They are real, and their target is a live channel.
     """
 
-    nodes: Bool[Array, " sources"]
-    edges: Bool[Array, "sources targets"]
+    channels: dict[str, Bool[np.ndarray, " channels"]]
+    edges: dict[str, Bool[np.ndarray, "*window sources targets"]]
 
 
-def live_in_blocks(
-    graph: BlockedGraph, mask: Bool[Array, "sources targets"], needed: Bool[Array, " outputs"]
-) -> Live:
-    """What of a static graph reaches the outputs that are `needed`."""
-    num_nodes = sum(graph.block_sizes)
-    num_sources, num_targets = mask.shape
-    first_column = num_nodes - num_targets
-    needs = np.zeros(num_nodes, bool)
-    needs[num_nodes - len(needed) :] = needed
-    nodes, edges = np.zeros(num_sources, bool), np.zeros_like(mask)
-    ends = [0, *itertools.accumulate(graph.block_sizes)]
-    for start, end in reversed(list(itertools.pairwise(ends))):
-        if start >= num_sources:
-            continue  # the outputs do not fire
-        block, fed = slice(start, end), slice(min(end, num_nodes - len(needed)), num_nodes)
-        columns = slice(fed.start - first_column, None)
-        edges[block, columns] = mask[block, columns] & needs[fed]
-        nodes[block] = np.any(edges[block], axis=1)
-        needs[block] |= nodes[block]
-    return Live(nodes, edges)
+def liveness(network: Network) -> Live:
+    """Finds what the logits depend on, in one pass backwards over the operations.
+
+    All logits are needed. A product needs the sources of its live edges; every other operation
+    needs the channels of its inputs that its needed channels come from. In continuous time all
+    edges of the field are live, because a solver evaluates it many times.
+
+    Returns:
+      The live channels and edges.
+    """
+    channels = {name: np.zeros(size.channels, bool) for name, size in network.sizes.items()}
+    channels[network.output][:] = True
+    edges = {}
+    for operation in reversed(network.operations):
+        needed = channels[operation.output]
+        match operation:
+            case Product():
+                live = edges[operation.output] = operation.real_edges & needed
+                channels[operation.inputs[0]] |= with_edges(live)
+            case Slice():
+                kept = slice(operation.channels.start, operation.channels.stop)
+                channels[operation.inputs[0]][kept] |= needed
+            case AppendZeros():
+                value = channels[operation.inputs[0]]
+                value |= needed[: len(value)]
+            case Solve():
+                start, derivative = operation.inputs
+                channels[start] |= needed
+                channels[derivative][:] = True
+            case _:
+                for name in operation.inputs:
+                    channels[name] |= needed
+    return Live(channels, edges)
 
 
-def live_in_time(
-    mask: Bool[Array, "nodes nodes"], num_inputs: int, num_outputs: int, num_steps: int
-) -> list[Live]:
-    """What of a graph in time reaches the outputs, step by step."""
-    needs = np.zeros(len(mask), bool)
-    needs[len(mask) - num_outputs :] = True
-    steps = []
-    for step in reversed(range(num_steps)):
-        edges = mask & needs
-        if step == 0:
-            edges[num_inputs:] = False  # all others are still zero
-        nodes = np.any(edges, axis=1)
-        steps.append(Live(nodes, edges))
-        needs = nodes
-    return steps[::-1]
+def with_edges(
+    edges: Bool[np.ndarray, "*window sources targets"],
+) -> Bool[np.ndarray, " sources"]:
+    """Marks the sources that have an edge to some target."""
+    *window, _, targets = range(edges.ndim)
+    return np.any(edges, axis=(*window, targets))

@@ -1,26 +1,45 @@
-"""What a network costs: parameters and multiply-adds that are executed, graph by graph."""
+"""What a network costs: parameters and multiply-adds that are executed, part by part."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from flax import nnx
+from jaxtyping import Bool
 
-from dnw_jax.deploy.liveness import Live, live_in_blocks, live_in_time
-from dnw_jax.deploy.resnet_rows import resnet_rows
-from dnw_jax.deploy.row import Row, size_after
+from dnw_jax.deploy.liveness import Live, liveness, with_edges
+from dnw_jax.deploy.network import Network, Wiring, lower
+from dnw_jax.deploy.operations import Norm, Operation
+from dnw_jax.deploy.products import Convolution, Depthwise, Edges, Product
 from dnw_jax.errors import UserError
-from dnw_jax.graphs.blocked import BlockedGraph
-from dnw_jax.graphs.discrete_time import DiscreteTime
-from dnw_jax.graphs.sparse_layer import SparseLayer, SparseLinear
-from dnw_jax.graphs.time_graph import TimeGraph
-from dnw_jax.models.mobilenet import MobileNetGraphs, MobileNetV1
-from dnw_jax.models.resnet import ResNet
-from dnw_jax.models.tiny import TinyClassifier
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 Convention = Literal["executed", "reference"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one part of a network costs.
+
+    Attributes:
+      name: the part, named as in the model.
+      params: numbers that the executed operations need, biases and norms included.
+      macs: multiply-adds for one image; norms and averages are not counted.
+      nodes, live_nodes: nodes that can fire, and nodes whose signal reaches an output. In a sparse
+        convolution or linear layer the input channels are the nodes.
+      dead_inputs: inputs of a graph or sparse convolution whose signal reaches no output.
+      edges: edges that carry signal to an output.
+    """
+
+    name: str
+    params: int
+    macs: int
+    nodes: int | None = None
+    live_nodes: int | None = None
+    dead_inputs: int | None = None
+    edges: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,195 +77,152 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def profile(
-    model: nnx.Module, image_size: int = 224, convention: Convention = "executed"
+    model: "nnx.Module | Network", image_size: int = 224, convention: Convention = "executed"
 ) -> Profile:
-    """Counts parameters and multiply-adds of `model` for one image of `image_size` pixels a side.
+    """Counts parameters and multiply-adds for one image.
 
     Args:
-      model: one of ours.
-      image_size: height and width of the images.
-      convention: "executed" counts what has to be computed: nodes and edges whose signal reaches an
-        output. "reference" counts as the published code does for the paper's Table 2 (and only for
-        MobileNetV1-like chains): always for 224 pixels; edges as the fraction that the budget asks
-        for, those that point backwards included; every node that has an edge; without norms and
-        the linear bias.
+      model: a model of this package, or a network that was lowered already.
+      image_size: height and width of the images in pixels. A lowered network has its own.
+      convention: "executed" counts what has to be computed: the nodes and edges whose signal
+        reaches an output; of a graph in continuous time one evaluation of its field. "reference"
+        counts as the published code does for the paper's Table 2, for MobileNetV1-like chains
+        only: always for 224 pixels; the share of edges that the budget asks for, edges that point
+        backwards included; every node that has an edge; without norms and the linear bias.
 
     Raises:
-      UserError: the model or the convention is not one of these, or they do not go together.
+      UserError: the model is not one of this package, the convention is unknown, or the model is
+        not one that the convention "reference" counts.
     """
-    if convention == "executed":
-        return Profile(tuple(_rows(model, image_size)))
-    if convention != "reference":
+    if convention not in ("executed", "reference"):
         raise UserError(f"convention is {convention!r}; it must be 'executed' or 'reference'")
-    if not isinstance(model, MobileNetGraphs):
+    network = model if isinstance(model, Network) else lower(model, image_size)
+    if convention == "executed":
+        return Profile(tuple(_executed_rows(network)))
+    if "graph_0" not in network.wirings:
         raise UserError(
             "convention is 'reference'; the published code counts MobileNetV1-like chains only, "
-            f"and this model is a {type(model).__name__}"
+            f"and this model is a {network.model}"
         )
-    return Profile(tuple(_reference_rows(model)))
+    return Profile(tuple(_reference_rows(network)))
 
 
-@functools.singledispatch
-def _rows(model: nnx.Module, image_size: int) -> Sequence[Row]:
-    raise UserError(
-        f"model is a {type(model).__name__}; only the models of dnw_jax are counted. What is kept "
-        "of another: dnw_jax.wiring(model), or the report of its sparsifier"
-    )
+def _executed_rows(network: Network) -> Iterator[Row]:
+    """Yields a row for each part that has parameters."""
+    live = liveness(network)
+    for part, operations in network.parts.items():
+        if any(isinstance(operation, Product | Depthwise | Norm) for operation in operations):
+            yield _executed_row(part, operations, network, live)
 
 
-@_rows.register
-def _(model: TinyClassifier, image_size: int) -> Sequence[Row]:
-    half, size = size_after(image_size, 2), size_after(size_after(image_size, 2), 2)
-    stem = model.stem
-    width = stem.conv.out_features
-    num_outputs, num_classes = model.head.in_features, model.head.out_features
-    graph_row, live_inputs = _tiny_graph(model, num_outputs, size)
-    stem_row = Row(
-        "stem",
-        # Convolution, norm, single-channel convolution; then 1x1 and norm of the live inputs.
-        params=_size(stem.conv.kernel) + 13 * width + (width + 3) * live_inputs,
-        macs=_size(stem.conv.kernel) * half**2 + (9 + live_inputs) * width * size**2,
-    )
-    head = _dense_head("head", num_outputs, num_classes)
-    return [stem_row, graph_row, head]
-
-
-def _tiny_graph(model: TinyClassifier, num_outputs: int, size: int) -> tuple[Row, int]:
-    graph = model.graph
-    assert isinstance(graph, BlockedGraph | TimeGraph)
-    mask = np.array(graph.edges.real_edges())
-    num_inputs = model.stem.mix.out_features
-    if isinstance(graph, BlockedGraph):
-        steps = [live_in_blocks(graph, mask, np.ones(num_outputs, bool))]
-        norms = steps[0].nodes
+def _executed_row(part: str, operations: Sequence[Operation], network: Network, live: Live) -> Row:
+    macs = sum(_macs(op, live) * network.sizes[op.output].area for op in operations)
+    if part in network.wirings:
+        params, edges = _graph_params(network.wirings[part], operations, live)
+        inputs = live.channels[operations[0].inputs[0]]
+        nodes = with_edges(edges)
     else:
-        if isinstance(graph.dynamics, DiscreteTime):
-            steps = live_in_time(mask, num_inputs, num_outputs, graph.dynamics.num_steps)
-        else:  # in continuous time: one evaluation of f, of the many that the solver asks for
-            steps = [Live(np.any(mask, axis=1), mask)]
-        norms = np.any([np.any(step.edges, axis=0) for step in steps], axis=0)
-    return _graph_row("graph", steps, norms, num_inputs, size)
-
-
-def _graph_row(
-    name: str, steps: Sequence[Live], norms: np.ndarray, num_inputs: int, size: int
-) -> tuple[Row, int]:
-    """The row of a graph that runs in `steps`, and how many inputs it listens to."""
-    nodes = np.any([step.nodes for step in steps], axis=0)
-    edges = np.any([step.edges for step in steps], axis=0)
-    live_inputs = int(steps[0].nodes[:num_inputs].sum())
-    row = Row(
-        name,
-        params=int(9 * nodes.sum() + 2 * norms.sum() + edges.sum()),
-        macs=int(sum(9 * step.nodes.sum() + step.edges.sum() for step in steps)) * size**2,
+        params = sum(_params(operation, live) for operation in operations)
+        sparse = [op.output for op in operations if isinstance(op, Product) and op.mask is not None]
+        if not sparse:
+            return Row(part, params, macs)
+        edges = live.edges[sparse[0]]
+        inputs = nodes = with_edges(edges)
+    # The table leaves the dead inputs of a sparse linear layer out.
+    is_linear = all(not isinstance(op, Convolution | Depthwise) for op in operations)
+    return Row(
+        part,
+        params,
+        macs,
         nodes=len(nodes),
         live_nodes=int(nodes.sum()),
-        dead_inputs=num_inputs - live_inputs,
+        dead_inputs=None if is_linear else int((~inputs).sum()),
         edges=int(edges.sum()),
     )
-    return row, live_inputs
 
 
-@_rows.register
-def _(model: MobileNetGraphs, image_size: int) -> Sequence[Row]:
-    sizes = _sizes(model, image_size)
-    head, features = _head(model)
-    rows = [Row("norm", params=2 * int(features.sum()), macs=0), head]
-    needed = features
-    for index in reversed(range(model.num_graphs)):
-        graph: BlockedGraph = getattr(model, f"graph_{index}")
-        live = live_in_blocks(graph, np.asarray(graph.edges.real_edges()), needed)
-        num_inputs = graph.block_sizes[0]
-        row, _ = _graph_row(f"graph_{index}", [live], live.nodes, num_inputs, sizes[index + 1])
-        rows.insert(0, row)
-        needed = live.nodes[:num_inputs]
-    per_output = _size(model.stem.kernel) // model.stem.out_features
-    params = per_output * int(needed.sum())
-    return [Row("stem", params=params, macs=params * sizes[0] ** 2), *rows]
+def _macs(operation: Operation, live: Live) -> int:
+    """Returns the multiply-adds for each pixel of the output."""
+    match operation:
+        case Product():
+            return int(live.edges[operation.output].sum())
+        case Depthwise():
+            return 9 * int(live.channels[operation.output].sum())
+    return 0
 
 
-def _head(model: MobileNetGraphs) -> tuple[Row, np.ndarray]:
-    """The last layer, and which features it listens to."""
-    if not isinstance(model.head, SparseLinear):
-        num_features, num_classes = model.head.in_features, model.head.out_features
-        return _dense_head("head", num_features, num_classes), np.ones(num_features, bool)
-    mask = np.asarray(model.head.real_edges())
-    edges, features = int(mask.sum()), np.any(mask, axis=1)
-    row = Row("head", edges, edges, len(mask), int(features.sum()), edges=edges)
-    return row, features
+def _params(operation: Operation, live: Live) -> int:
+    """Returns how many of an operation's numbers are needed."""
+    num_channels = int(live.channels[operation.output].sum())
+    match operation:
+        case Product() | Depthwise():
+            biases = 0 if operation.bias is None else num_channels
+            return _macs(operation, live) + biases
+        case Norm():
+            return 2 * num_channels
+    return 0
 
 
-@_rows.register
-def _(model: MobileNetV1, image_size: int) -> Sequence[Row]:
-    size = size_after(image_size, model.stem_stride)
-    kernel = _size(model.stem.kernel)
-    rows = [Row("stem", kernel + 2 * model.stem.out_features, kernel * size**2)]
-    for index in range(13):
-        layer = getattr(model, f"layer_{index}")
-        size = size_after(size, layer.stride)
-        num_in, num_out = layer.mix.in_features, layer.mix.out_features
-        weights = 9 * num_in + num_in * num_out
-        rows.append(Row(f"layer_{index}", weights + 2 * (num_in + num_out), weights * size**2))
-    rows.append(_dense_head("head", model.head.in_features, model.head.out_features))
-    return rows
+def _graph_params(
+    wiring: Wiring, operations: Sequence[Operation], live: Live
+) -> tuple[int, Bool[np.ndarray, "sources targets"]]:
+    """Returns how many numbers a graph needs, and its live edges by node.
+
+    The steps of a graph in time share their numbers. A number that several steps need counts once.
+    """
+    num_nodes = wiring.targets.stop
+    edges = np.zeros((len(wiring.sources), num_nodes), bool)
+    kernels, norms = np.zeros(num_nodes, bool), np.zeros(num_nodes, bool)
+    for operation in operations:
+        if operation.nodes is None:
+            continue
+        targets = slice(operation.nodes.start, operation.nodes.stop)
+        match operation:
+            case Edges():
+                sources = slice(operation.sources.start, operation.sources.stop)
+                edges[sources, targets] |= live.edges[operation.output]
+            case Depthwise():
+                kernels[targets] |= live.channels[operation.output]
+            case Norm():
+                norms[targets] |= live.channels[operation.output]
+    return int(9 * kernels.sum() + 2 * norms.sum() + edges.sum()), edges
 
 
-_rows.register(ResNet, resnet_rows)
+def _reference_rows(network: Network) -> Iterator[Row]:
+    """Counts as the published code's `model_profiling`, row by row.
 
-
-def _reference_rows(model: MobileNetGraphs) -> Sequence[Row]:
-    """As the published code's `model_profiling`: fractions of edges are truncated row by row."""
+    There the fraction of edges that the budget asks for is truncated in each row.
+    """
     sizes = [112, 112, 56, 28, 14, 7]  # after the stem and after each graph
-    rows = []
-    for index in range(model.num_graphs):
-        graph: BlockedGraph = getattr(model, f"graph_{index}")
-        num_inputs, num_outputs = graph.block_sizes[0], graph.block_sizes[-1]
-        mask = np.asarray(graph.edges.real_edges())
-        edges = _reference_edges(graph.edges)
-        nodes, inputs = (
-            int(np.any(mask, axis=1).sum()),
-            int(np.any(mask[:num_inputs], axis=1).sum()),
+    graphs = {part: wiring for part, wiring in network.wirings.items() if part != "head"}
+    for (part, wiring), size in zip(graphs.items(), sizes[1:], strict=False):
+        area, edges = size**2, _reference_edges(wiring)
+        fires = np.any(wiring.mask, axis=1)
+        nodes, inputs = int(fires.sum()), int(fires[: wiring.num_inputs].sum())
+        if part == "graph_0":
+            (stem,) = network.parts["stem"]
+            assert isinstance(stem, Convolution)
+            weights = inputs * stem.weights[..., 0].size
+            yield Row("stem", weights, weights * sizes[0] ** 2)
+        yield Row(
+            part,
+            # The published code adds float32 numbers, which are rounded above 2**24.
+            int(np.float32(nodes * 9) + np.float32(edges)),
+            int(np.float32(nodes * 9 * area) + np.float32(edges * area)),
+            nodes=len(fires),
+            live_nodes=nodes,
+            dead_inputs=wiring.num_inputs - inputs,
+            edges=int(edges),
         )
-        area = sizes[index + 1] ** 2
-        if index == 0:
-            per_output = _size(model.stem.kernel) // model.stem.out_features
-            rows.append(Row("stem", per_output * inputs, per_output * inputs * sizes[0] ** 2))
-        rows.append(
-            Row(
-                f"graph_{index}",
-                # A sum of float32 numbers there, which rounds above 2**24.
-                int(np.float32(nodes * 9) + np.float32(edges)),
-                int(np.float32(nodes * 9 * area) + np.float32(edges * area)),
-                len(mask),
-                nodes,
-                num_inputs - inputs,
-                int(edges),
-            )
-        )
-        outputs = int(np.any(mask[:, -num_outputs:], axis=0).sum())
-    pool = Row("average", 0, outputs * sizes[-1] ** 2)
-    if isinstance(model.head, SparseLinear):
-        edges = int(_reference_edges(model.head))
-        return [*rows, pool, Row("head", edges, edges, edges=edges)]
-    weights = outputs * model.head.out_features
-    return [*rows, pool, Row("head", weights, weights)]
+    outputs = int(np.any(wiring.mask[:, -wiring.num_outputs :], axis=0).sum())
+    yield Row("average", 0, outputs * sizes[-1] ** 2)
+    if "head" in network.wirings:
+        edges = int(_reference_edges(network.wirings["head"]))
+        yield Row("head", edges, edges, edges=edges)
+    else:
+        weights = outputs * network.sizes[network.output].channels
+        yield Row("head", weights, weights)
 
 
-def _reference_edges(edges: SparseLayer) -> float:
-    return edges.weights.size * (1 - edges.sparsity)
-
-
-def _sizes(model: MobileNetGraphs, image_size: int) -> list[int]:
-    """Height and width after the stem and after each graph."""
-    sizes = [size_after(image_size, model.stem_stride)]
-    for index in range(model.num_graphs):
-        sizes.append(size_after(sizes[-1], getattr(model, f"graph_{index}").stride))
-    return sizes
-
-
-def _dense_head(name: str, num_in: int, num_out: int) -> Row:
-    return Row(name, params=num_in * num_out + num_out, macs=num_in * num_out)
-
-
-def _size(variable: nnx.Variable) -> int:
-    return variable[...].size
+def _reference_edges(wiring: Wiring) -> float:
+    return wiring.mask.size * (1 - wiring.sparsity)

@@ -1,1 +1,1 @@
-"""Pictures of wirings."""
+"""Draws pictures of wirings from plain arrays."""

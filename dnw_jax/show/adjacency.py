@@ -1,4 +1,4 @@
-"""The adjacency matrix of a graph as a picture."""
+"""Draws the adjacency matrix of a graph."""
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -13,15 +13,24 @@ def adjacency_picture(
     mask: Bool[np.ndarray, "sources targets"],
     smallest_side: int = 400,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Real edges as bright pixels on dark: orange for a positive weight, blue for a negative one.
+    """Draws the real edges of a graph as bright pixels on a dark background.
 
-    Sources run downwards, targets to the right; the larger |weight|, the brighter. A small matrix
-    is magnified by a whole number until its shorter side reaches `smallest_side` pixels.
+    A positive weight is orange, a negative one blue. The larger |weight| is, the brighter is the
+    pixel. Sources run downwards, targets to the right.
+
+    Args:
+      weights: the weight of every possible edge.
+      mask: marks the real edges.
+      smallest_side: in pixels, at least 1. A smaller matrix is magnified by a whole number until
+        its shorter side has this length.
+
+    Returns:
+      An RGB picture.
     """
     magnitude = np.where(mask, np.abs(weights), 0)
-    # The square root lets weak edges be seen; even the weakest real one stands out.
+    # The square root makes weak edges visible; the offset makes every real edge stand out.
     brightness = np.where(mask, 0.35 + 0.65 * np.sqrt(magnitude / max(magnitude.max(), 1e-12)), 0)
-    colour = np.where((weights >= 0)[..., None], _POSITIVE, _NEGATIVE)
-    picture = _BACKGROUND + brightness[..., None] * (colour - _BACKGROUND)
+    colors = np.where((weights >= 0)[..., None], _POSITIVE, _NEGATIVE)
+    picture = _BACKGROUND + brightness[..., None] * (colors - _BACKGROUND)
     zoom = max(1, -(-smallest_side // min(weights.shape)))
     return picture.round().astype(np.uint8).repeat(zoom, axis=0).repeat(zoom, axis=1)

@@ -1,0 +1,191 @@
+"""Lowers the graphs: blocked, in discrete time, and one evaluation of a field."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from dnw_jax.deploy.builder import Builder, numbers
+from dnw_jax.deploy.network import Wiring
+from dnw_jax.deploy.operations import Add, AppendZeros, Norm, Operation, Slice, Solve
+from dnw_jax.deploy.products import Depthwise, Edges
+from dnw_jax.graphs.blocked import BlockedGraph
+from dnw_jax.graphs.discrete_time import DiscreteTime
+from dnw_jax.graphs.nodes import BatchNormNodes, FiringNodes, Nodes
+from dnw_jax.graphs.sparse_layer import SparseLayer, SparseLinear
+from dnw_jax.graphs.time_graph import TimeGraph
+
+
+class GraphBuilder:
+    """Appends the operations of the nodes and edges of one graph.
+
+    Its methods work on a range of nodes. `value` is the name of the value whose channels are the
+    planes of these nodes; each method returns the name of the value that it added.
+
+    Args:
+      part: name of the graph.
+      edges: its edges, which are chosen here, once. Their targets are the last nodes.
+      parameters: the parameters of the nodes; None if they only send and receive.
+      num_inputs, num_outputs: how many of the first and last nodes are inputs and outputs.
+      num_nodes: number of all nodes.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        part: str,
+        edges: SparseLayer,
+        parameters: FiringNodes | None,
+        *,
+        num_inputs: int,
+        num_outputs: int,
+        num_nodes: int,
+    ):
+        self._builder, self._part, self._parameters = builder, part, parameters
+        self._weights = numbers(edges.real_weights())
+        mask = np.asarray(edges.real_edges())
+        self._wiring = builder.wirings[part] = Wiring(
+            mask=mask,
+            sources=range(mask.shape[0]),
+            targets=range(num_nodes - mask.shape[1], num_nodes),
+            num_inputs=num_inputs,
+            num_outputs=num_outputs,
+            sparsity=edges.sparsity,
+        )
+        self.all_nodes = range(num_nodes)
+        self.inputs, self.outputs = self.all_nodes[:num_inputs], self.all_nodes[-num_outputs:]
+
+    def add(self, kind: type[Operation], label: str, *inputs: str, **fields: Any) -> str:
+        """Appends an operation of this graph."""
+        return self._builder.add(kind, self._part, label, *inputs, **fields)
+
+    def relu(self, label: str, value: str, nodes: range) -> str:
+        """Appends a ReLU."""
+        return self._builder.relu(self._part, label, value, nodes=nodes)
+
+    def norm(self, label: str, value: str, nodes: range) -> str:
+        """Appends the norm of some nodes: of each image's pixels, or by running statistics."""
+        if isinstance(self._parameters, BatchNormNodes):
+            norm = self._parameters.norm
+            return self._builder.batch_norm(self._part, label, value, norm, nodes=nodes)
+        assert isinstance(self._parameters, Nodes)
+        scale = numbers(self._parameters.scale[_slice(nodes)])
+        bias = numbers(self._parameters.bias[_slice(nodes)])
+        return self.add(Norm, label, value, scale=scale, bias=bias, nodes=nodes)
+
+    def depthwise(self, label: str, value: str, nodes: range, stride: int = 1) -> str:
+        """Appends the convolution of each node's plane."""
+        assert isinstance(self._parameters, BatchNormNodes | Nodes)
+        kernel = numbers(self._parameters.kernel[..., _slice(nodes)])
+        return self.add(Depthwise, label, value, kernel=kernel, stride=stride, nodes=nodes)
+
+    def edges(self, label: str, value: str, sources: range, targets: range) -> str:
+        """Appends the signal that `sources` send to `targets`."""
+        first = self._wiring.targets.start
+        rectangle = (_slice(sources), slice(targets.start - first, targets.stop - first))
+        return self.add(
+            Edges,
+            label,
+            value,
+            weights=self._weights[rectangle],
+            mask=self._wiring.mask[rectangle],
+            sources=sources,
+            nodes=targets,
+        )
+
+
+def lower_blocked(builder: Builder, part: str, graph: BlockedGraph, value: str) -> str:
+    """Appends a static graph; returns the states of its outputs.
+
+    Each pair of blocks has its own `Edges`, and an `Add` sums what a block receives.
+    """
+    ends = [0, *itertools.accumulate(graph.block_sizes)]
+    blocks = [range(start, end) for start, end in itertools.pairwise(ends)]
+    reads_last_block = graph.inner_outputs is None
+    parts = GraphBuilder(
+        builder,
+        part,
+        graph.edges,
+        graph.nodes,
+        num_inputs=len(blocks[0]),
+        num_outputs=graph.inner_outputs or len(blocks[-1]),
+        num_nodes=ends[-1],
+    )
+    fired: list[str] = []
+    for index, block in enumerate(blocks):
+        if index > 0:
+            received = [
+                parts.edges(f"block_{source}_to_{index}", planes, blocks[source], block)
+                for source, planes in enumerate(fired)
+            ]
+            value = received[0]
+            if len(received) > 1:
+                value = parts.add(Add, f"block_{index}.state", *received, nodes=block)
+        if reads_last_block and index == len(blocks) - 1:
+            return value
+        active = parts.norm(f"block_{index}.norm", value, block)
+        active = parts.relu(f"block_{index}.relu", active, block)
+        stride = graph.stride if index == 0 else 1
+        fired.append(parts.depthwise(f"block_{index}.fired", active, block, stride))
+    outputs = parts.outputs
+    channels = range(len(blocks[-1]))[-len(outputs) :]
+    state = parts.add(Slice, "outputs.state", value, channels=channels, nodes=outputs)
+    received_last = parts.edges("last_block_to_outputs", fired[-1], blocks[-1], outputs)
+    return parts.add(Add, "outputs", state, received_last, nodes=outputs)
+
+
+def lower_in_time(builder: Builder, part: str, graph: TimeGraph, value: str) -> str:
+    """Appends a graph in time; returns the states of its outputs.
+
+    Discrete time is unrolled: in the first step only the inputs send, in the last step only the
+    outputs receive. Of continuous time one evaluation of the field is appended.
+    """
+    parts = GraphBuilder(
+        builder,
+        part,
+        graph.edges,
+        graph.nodes,
+        num_inputs=builder.sizes[value].channels,
+        num_outputs=graph.num_outputs,
+        num_nodes=graph.edges.weights.shape[0],
+    )
+    every, outputs = parts.all_nodes, parts.outputs
+    active = parts.relu("inputs.relu", value, parts.inputs)
+    if not isinstance(graph.dynamics, DiscreteTime):
+        start = parts.add(AppendZeros, "start", active, num_channels=len(every), nodes=every)
+        derivative = _lower_update(parts, "field", start, every, every)
+        state = parts.add(Solve, "end", start, derivative, nodes=every)
+        return parts.add(Slice, "outputs", state, channels=outputs, nodes=outputs)
+    sources = parts.inputs
+    for step in range(graph.dynamics.num_steps - 1):
+        state = _lower_update(parts, f"step_{step}", active, sources, every)
+        active, sources = parts.relu(f"step_{step}.relu", state, every), every
+    return _lower_update(parts, "last_step", active, sources, outputs)
+
+
+def _lower_update(
+    parts: GraphBuilder, label: str, active: str, sources: range, targets: range
+) -> str:
+    """Appends f(W Z) of rectified states Z: convolve, send along the edges, normalise."""
+    fired = parts.depthwise(f"{label}.fired", active, sources)
+    received = parts.edges(f"{label}.received", fired, sources, targets)
+    return parts.norm(f"{label}.norm", received, targets)
+
+
+def lower_sparse_linear(builder: Builder, part: str, layer: SparseLinear, features: str) -> str:
+    """Appends a sparse linear layer as the edges from its features to the classes after them."""
+    num_features, num_classes = layer.weights.shape
+    parts = GraphBuilder(
+        builder,
+        part,
+        layer,
+        None,
+        num_inputs=num_features,
+        num_outputs=num_classes,
+        num_nodes=num_features + num_classes,
+    )
+    return parts.edges("logits", features, parts.inputs, parts.outputs)
+
+
+def _slice(nodes: range) -> slice:
+    return slice(nodes.start, nodes.stop)
