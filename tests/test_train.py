@@ -32,7 +32,7 @@ from dnw_jax.run.workdir import load_state
 from dnw_jax.step.state import random_key, with_frozen_edges
 from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
 from dnw_jax.train.evaluate import evaluate_all
-from dnw_jax.train.feed import ImageFeed
+from dnw_jax.train.feed import DeviceFeed
 
 TRAINED = {
     "batch_size": "64",  # 8 steps in an epoch
@@ -209,7 +209,7 @@ def test_evaluation_sees_every_example_once(trained: Path, batch_size: int) -> N
     split = data.load_split(config.dataset, "test")
     on_device = data.DeviceSplit.of(split, config.dataset)
     mesh = devices.data_mesh()
-    (values,) = evaluate_all(state, ImageFeed(config, mesh, None, on_device), batch_size, mesh)
+    (values,) = evaluate_all(state, DeviceFeed(config, mesh, None, on_device), batch_size, mesh)
     loss, accuracy = averages(state.model(), split)
     np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(values["accuracy"], accuracy, rtol=1e-6)

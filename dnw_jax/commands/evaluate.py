@@ -10,7 +10,7 @@ from dnw_jax.run import workdir as layout
 from dnw_jax.train import seeds
 from dnw_jax.train.evaluate import evaluate_all
 from dnw_jax.train.feed import open_feed
-from dnw_jax.train.report import format_metrics, print_changes, seed_in
+from dnw_jax.train.report import format_metrics, print_changes, seed_prefix
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
@@ -39,7 +39,8 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     steps, count = [int(each.step) for each in states], results[0]["num_examples"]
     for place, values, at in zip(own, results, steps, strict=True):
         print(
-            f"{seed_in(own, place)}step {at}: test {format_metrics(values)} over {count} examples"
+            f"{seed_prefix(own, place)}step {at}: test {format_metrics(values)} "
+            f"over {count} examples"
         )
         layout.write_evaluation(place, {**values, "step": at, "changed": changed})
     if len(own) == 1:

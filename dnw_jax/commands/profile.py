@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from dnw_jax.config import validate
 from dnw_jax.run import workdir as layout
 from dnw_jax.train import seeds
-from dnw_jax.train.report import profiles, seed_in
+from dnw_jax.train.report import profiles, seed_prefix
 
 
 def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
@@ -21,5 +21,7 @@ def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "la
     own, size = seeds.seed_workdirs(config, workdir), config.dataset.image_size
     for place, recipe in zip(own, seeds.seed_configs(config), strict=True):
         state, _ = layout.load_state(place, step, recipe)
-        print(f"{seed_in(own, place)}step {int(state.step)}, one image of {size} pixels a side:")
+        print(
+            f"{seed_prefix(own, place)}step {int(state.step)}, one image of {size} pixels a side:"
+        )
         print("\n".join(profiles(state.model(), recipe)))
