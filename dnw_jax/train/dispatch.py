@@ -1,6 +1,7 @@
 """Dispatches: a run makes several updates at a time, and how many is measured once."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -30,12 +31,14 @@ class Dispatches:
 
     Attributes:
       feed: yields the batches.
+      clock: returns the time in seconds.
       size: how many steps the next dispatch makes at most; the same number on every host.
       seconds: time that the updates took since the last `reset_clock`.
       waited: the part of `seconds` in which the devices had nothing to do but wait for a batch.
     """
 
     feed: Feed
+    clock: Callable[[], float] = time.perf_counter
     size: int = 1
     seconds: float = 0.0
     waited: float = 0.0
@@ -67,17 +70,17 @@ class Dispatches:
           The new state, the new sums, and the number of updates made so far.
         """
         count = min(self.size, stop - step)
-        started = time.perf_counter()
+        started = self.clock()
         batches = self.feed.train_batches(step, count)
         batch = next(batches, None)
         while batch is not None:
             state, sums = make_updates(state, sums, batch)
-            reading = time.perf_counter()
+            reading = self.clock()
             batch = next(batches, None)  # while the devices compute
             if sums.loss.is_ready():  # type: ignore[attr-defined]
-                self.waited += time.perf_counter() - reading
+                self.waited += self.clock() - reading
         jax.block_until_ready(sums)
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         self.seconds += seconds
         if self._measured < _NUM_MEASUREMENTS:
             self._measured += 1
