@@ -20,6 +20,7 @@ from dnw_jax.train.dispatch import MAX_STEPS, Dispatches, agreed_size, size_with
     ("seconds_per_step", "size"), [(0.0, MAX_STEPS), (0.001, MAX_STEPS), (0.5, 4), (0.7, 2), (9, 1)]
 )
 def test_a_dispatch_fits_its_seconds(seconds_per_step: float, size: int) -> None:
+    assert dispatch.SECONDS_PER_DISPATCH <= 3  # Ctrl-C takes effect between dispatches
     assert size_within(2.0, seconds_per_step) == size
     assert agreed_size(seconds_per_step) == size  # of one process
 

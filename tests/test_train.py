@@ -40,7 +40,7 @@ TRAINED = {
     "evaluate__every_steps": "20",
     "checkpoint__keep": "2",
 }
-# Decay that halves all weights at each step: whatever was learned is lost.
+# A weight decay that halves all weights at each step, so that the model unlearns everything.
 SPOILT = TRAINED | {
     "num_steps": "112",
     "evaluate__every_steps": "4",
@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spoilt(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, gone on with until it had lost all."""
+    """The same run, resumed until it has unlearned everything."""
     workdir = shutil.copytree(trained, tmp_path_factory.mktemp("spoilt") / "run")
     run(workdir, **SPOILT)
     return workdir
@@ -72,7 +72,7 @@ def images(split: data.Split) -> jax.Array:
 
 
 def cross_entropy(logits: Any, labels: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
-    """Of each example, in NumPy and float64."""
+    """Returns the cross-entropy of each example, in NumPy and float64."""
     logits = np.asarray(logits, np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -81,7 +81,7 @@ def cross_entropy(logits: Any, labels: np.ndarray, smoothing: float = 0.0) -> np
 
 
 def averages(model: nnx.Module, split: data.Split) -> tuple[float, float]:
-    """Loss and accuracy over a whole split, of one forward pass, averaged in NumPy."""
+    """Returns loss and accuracy over a whole split: one forward pass, averaged in NumPy."""
     logits = model(images(split), train=False)
     hits = np.argmax(logits, axis=1) == split.labels
     return cross_entropy(logits, split.labels).mean(), hits.mean()
@@ -114,10 +114,10 @@ def test_a_step_leaves_its_arguments_alone(batch: dict[str, jax.Array]) -> None:
     state = create_train_state(config, model, steps_per_epoch=16)
     before = leaves((state, batch, nnx.state(model)))
     first, _ = train_step(state, batch)
-    again, _ = train_step(state, batch)
+    second, _ = train_step(state, batch)
     for old, new in zip(before, leaves((state, batch, nnx.state(model))), strict=True):
         np.testing.assert_array_equal(old, new)
-    for one, other in zip(leaves(first), leaves(again), strict=True):
+    for one, other in zip(leaves(first), leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
     assert int(first.step) == 1
     for name in ("params", "variables"):
@@ -126,7 +126,7 @@ def test_a_step_leaves_its_arguments_alone(batch: dict[str, jax.Array]) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_step_tells_the_loss_and_accuracy_before_it(
+def test_a_step_returns_the_loss_and_accuracy_before_it(
     batch: dict[str, jax.Array], smoothing: float
 ) -> None:
     state = new_state(small_config(loss__label_smoothing=str(smoothing)))
@@ -150,13 +150,13 @@ def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
 @pytest.mark.parametrize("rule", ["dnw", "random", "l1_anneal", "targeted_dropout"])
 def test_edges_chosen_once_for_all_batches(batch: dict[str, jax.Array], rule: str) -> None:
     state, _ = train_step(new_state(small_config(model__edges=rule, ema__decay="0.5")), batch)
-    chosen = with_frozen_edges(state)
+    frozen = with_frozen_edges(state)
     for ours, theirs in zip(
-        leaves(evaluate_step(chosen, batch)), leaves(evaluate_step(state, batch)), strict=True
+        leaves(evaluate_step(frozen, batch)), leaves(evaluate_step(state, batch)), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    layers, before = edge_layers(chosen.model()), dnw_jax.wiring(state.model())
-    for name, mask in before.items():
+    layers, masks = edge_layers(frozen.model()), dnw_jax.wiring(state.model())
+    for name, mask in masks.items():
         assert np.all(mask | (layers[name].weights == 0))
         assert np.all(layers[name].real_edges())
 
@@ -177,7 +177,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
         )
         for ours, theirs in zip(leaves(getattr(accumulated, name)), leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-    # The running statistics saw one part after the other.
+    # The running statistics include one part after the other.
     for ours, theirs in zip(leaves(accumulated.variables), leaves(second.variables), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     for name, value in metrics.items():
@@ -203,17 +203,23 @@ def test_the_schedule_ends_with_the_run(batch: dict[str, jax.Array]) -> None:
 # Evaluation.
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 32, 200, 1000])
-def test_evaluation_sees_every_example_once(trained: Path, batch_size: int) -> None:
-    state, config = load_state(trained)
-    split = data.load_split(config.dataset, "test")
-    on_device = data.DeviceSplit.of(split, config.dataset)
-    mesh = devices.data_mesh()
-    (values,) = evaluate_all(state, DeviceFeed(config, mesh, None, on_device), batch_size, mesh)
+@pytest.fixture(scope="module")
+def trained_state(trained: Path) -> tuple[TrainState, ConfigDict]:
+    return load_state(trained)
+
+
+@pytest.mark.parametrize("batch_size", [1, 33, 200, 1000])
+def test_evaluation_sees_every_example_once(
+    trained_state: tuple[TrainState, ConfigDict], batch_size: int
+) -> None:
+    state, config = trained_state
+    mesh, split = devices.data_mesh(), data.load_split(config.dataset, "test")
+    feed = DeviceFeed.of(config, mesh, train=False)
+    (metrics,) = evaluate_all(state, feed, batch_size, mesh)
     loss, accuracy = averages(state.model(), split)
-    np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
-    np.testing.assert_allclose(values["accuracy"], accuracy, rtol=1e-6)
-    assert values["num_examples"] == len(split.labels) == 200
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
+    assert metrics["num_examples"] == len(split.labels) == 200
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -256,7 +262,7 @@ def test_evaluate_mode_of_another_step(trained: Path, tmp_path: Path, step: str)
 
 
 def best_step(workdir: Path) -> int:
-    """The step of highest test accuracy, among equals the later."""
+    """Returns the step of highest test accuracy; of several such steps the last one."""
     _, step = max((row["accuracy"], row["step"]) for row in rows(workdir, "test"))
     return step
 
@@ -303,13 +309,15 @@ def test_the_result_is_the_last_row(trained: Path) -> None:
     assert evaluation == {**row, "changed": []}
 
 
-def test_the_config_is_noted_in_full(trained: Path) -> None:
+def test_the_config_is_saved_in_full(trained: Path) -> None:
     text = (trained / "config.json").read_text()
     assert from_json(text).to_dict() == small_config(**TRAINED).to_dict()
     assert json.loads(text) == json.loads(small_config(**TRAINED).to_json())
 
 
-def test_the_end_says_where_everything_is(capsys: pytest.CaptureFixture[str], spoilt: Path) -> None:
+def test_the_end_prints_where_everything_is(
+    capsys: pytest.CaptureFixture[str], spoilt: Path
+) -> None:
     run(spoilt, **SPOILT)
     lines = capsys.readouterr().out.splitlines()
     test = {row["step"]: row["accuracy"] for row in rows(spoilt, "test")}
@@ -325,8 +333,8 @@ def test_the_end_says_where_everything_is(capsys: pytest.CaptureFixture[str], sp
         assert any((spoilt / folder).iterdir())
 
 
-def test_a_run_is_so_many_steps(tmp_path: Path) -> None:
-    """`main` takes the same steps as `train_step` does on batches made by hand."""
+def test_a_run_makes_the_updates_of_train_step(tmp_path: Path) -> None:
+    """`main` makes the same updates as `train_step` on batches that are made by hand."""
     run(tmp_path, num_steps="3")
     config = small_config(num_steps="3")
     split, state = data.load_split(config.dataset, "train"), new_state(config)
@@ -366,7 +374,7 @@ def test_a_profile_of_some_steps(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "profile").rglob("*.xplane.pb")]
 
 
-# What it leaves.
+# What a run leaves on disk.
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(trained: Path, spoilt: Path) -> None:
@@ -377,19 +385,15 @@ def test_the_last_and_the_best_checkpoints_are_kept(trained: Path, spoilt: Path)
 @pytest.mark.parametrize("which", ["last", "best", "number"])
 def test_load(spoilt: Path, which: str) -> None:
     step = {"last": 112, "best": best_step(spoilt), "number": 108}[which]
-    model, config = dnw_jax.load(spoilt, step if which == "number" else which)
+    # "last" is the default.
+    arguments_of_load = {"last": (), "best": ("best",), "number": (step,)}[which]
+    model, config = dnw_jax.load(spoilt, *arguments_of_load)
     assert config.to_dict() == small_config(**SPOILT).to_dict()
     (row,) = (row for row in rows(spoilt, "test") if row["step"] == step)
     loss, accuracy = averages(model, data.load_split(config.dataset, "test"))
     np.testing.assert_allclose(loss, row["loss"], rtol=1e-5)
     np.testing.assert_allclose(accuracy, row["accuracy"], rtol=1e-6)
     assert int(dnw_jax.wiring(model)["graph"].sum()) == 288
-
-
-def test_load_last_is_the_default(spoilt: Path) -> None:
-    ours, theirs = (leaves(nnx.state(dnw_jax.load(spoilt, **k)[0])) for k in ({}, {"step": "last"}))
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +405,7 @@ def test_load_last_is_the_default(spoilt: Path) -> None:
         (None, "step is None; it must be 'last', 'best' or a number"),
     ],
 )
-def test_load_of_no_such_step(spoilt: Path, step: Any, expected: str) -> None:
+def test_load_of_a_step_without_checkpoint(spoilt: Path, step: Any, expected: str) -> None:
     with pytest.raises(dnw_jax.UserError, match=expected):
         dnw_jax.load(spoilt, step)
 
@@ -414,7 +418,7 @@ def test_load_of_a_run_without_checkpoint(trained: Path, tmp_path: Path, step: i
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_load_of_no_workdir(tmp_path: Path) -> None:
+def test_load_of_a_missing_workdir(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(dnw_jax.UserError, match=f"{missing} holds no run"):
         dnw_jax.load(missing)
@@ -428,28 +432,28 @@ def test_load_of_a_broken_config(trained: Path, tmp_path: Path) -> None:
         dnw_jax.load(tmp_path)
 
 
-def test_a_start_that_failed_binds_nobody(tmp_path: Path) -> None:
-    """Without a checkpoint: as after running out of memory, a smaller batch."""
+def test_a_start_without_checkpoint_leaves_the_config_free(tmp_path: Path) -> None:
+    """For example a smaller batch, after a start that ran out of memory."""
     (tmp_path / "config.json").write_text(small_config(model__num_nodes="32").to_json())
     run(tmp_path, num_steps="1")
     assert dnw_jax.load(tmp_path)[1].model.num_nodes == 24
 
 
 def test_a_solver_may_change(tmp_path: Path) -> None:
-    """No checkpoint knows of it; evaluation uses the one it is given."""
+    """Checkpoints do not depend on the solver; evaluation uses the solver of its config."""
     fields = {"model__wiring": "continuous", "model__solver__step_size": "0.5", "num_steps": "1"}
     run(tmp_path, **fields)
     (before,) = rows(tmp_path, "test")
     assert (
-        main([f"--workdir={tmp_path}", "--mode=evaluate", "--config.model.solver.name=heun"]) == 0
+        main([f"--workdir={tmp_path}", "--mode=evaluate", "--config.model.solver.name=euler"]) == 0
     )
     after = json.loads((tmp_path / "evaluation.json").read_text())
     assert after["loss"] != before["loss"]
-    assert after["changed"] == ["model.solver.name: 'dopri5' != 'heun'"]
+    assert after["changed"] == ["model.solver.name: 'dopri5' != 'euler'"]
     run(tmp_path, **fields | {"num_steps": "2", "model__solver__step_size": "0.25"})
 
 
-def test_evaluate_of_no_workdir(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_evaluate_of_a_missing_workdir(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([f"--workdir={tmp_path / 'missing'}", "--mode=evaluate"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert not (tmp_path / "missing").exists()
@@ -463,7 +467,7 @@ def test_a_workdir_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert path.read_text() == "mine"
 
 
-# Not finite.
+# Losses and weights that are not finite.
 
 
 def test_an_infinite_loss_stops_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -486,7 +490,7 @@ def test_an_infinite_loss_stops_the_run(capsys: pytest.CaptureFixture[str], tmp_
 
 @pytest.mark.parametrize(
     ("learning_rate", "weight_decay", "what"),
-    # The update itself overflows; or the model's answers do, now that its weights are large.
+    # The update itself overflows, or the logits do because the weights are large.
     [("3e38", "1e3", "some weights are NaN or infinite"), ("1e30", "1e-4", "the test loss is nan")],
 )
 def test_a_spoilt_model_is_not_saved(
