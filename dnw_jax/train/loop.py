@@ -68,18 +68,16 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         print_start(workdir, states[0], config, plan, changes)
         if step < plan.total:
             layout.create_workdir(workdir, config)
-            for folder, seed_config in zip(workdirs, configs, strict=True):
+            seed_runs = []
+            for seed_config, folder, saved in zip(configs, workdirs, checkpoints, strict=True):
                 layout.create_workdir(folder, seed_config)
-            writers = [stack.enter_context(Writer(folder, step)) for folder in workdirs]
+                writer = stack.enter_context(Writer(folder, step))
+                seed_runs.append(SeedRun(seed_config, folder, plan, saved, writer))
             means = stack.enter_context(Writer(workdir, step)) if len(workdirs) > 1 else None
-            progress = Progress(plan.total, step, config.batch_size * config.num_seeds)
-            seed_runs = [
-                SeedRun(*of_seed)
-                for of_seed in zip(
-                    configs, workdirs, [plan] * len(configs), checkpoints, writers, strict=True
-                )
-            ]
-            log = RunLog(config, workdir, plan, seed_runs, means, stack.enter_context(progress))
+            progress = stack.enter_context(
+                Progress(plan.total, step, config.batch_size * config.num_seeds)
+            )
+            log = RunLog(config, workdir, plan, seed_runs, means, progress)
             run = Run(config, workdir, plan, mesh, feed, seed_runs, log, interrupts)
             state = run.finish(devices.replicate(seeds.stack_seeds(states), mesh))
             states = seeds.unstack_seeds(state, config.num_seeds)
