@@ -17,7 +17,7 @@ from dnw_jax.train.feed import Feed
 # 3 seconds. The host's work for a dispatch, a few milliseconds, is small beside it.
 SECONDS_PER_DISPATCH = 2.0
 
-# The first step after compiling is slower than the following steps, so one dispatch does not do.
+# One measurement is not enough: the first step after compiling is slower than the following steps.
 _NUM_MEASUREMENTS = 2
 
 
