@@ -30,6 +30,7 @@ from dnw_jax.models import edge_layers
 from dnw_jax.platform import devices
 from dnw_jax.run.workdir import load_state
 from dnw_jax.step.state import random_key, with_frozen_edges
+from dnw_jax.step.state import split as split_model
 from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
 from dnw_jax.train.evaluate import evaluate_all
 from dnw_jax.train.feed import DeviceFeed
@@ -104,18 +105,22 @@ def new_state(config: ConfigDict) -> TrainState:
     return create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=16)
 
 
+@pytest.fixture(scope="module")
+def start() -> TrainState:
+    """A state of the small config. Tests share it, so that one program serves all of them."""
+    return new_state(small_config())
+
+
 def leaves(tree: Any) -> list[np.ndarray]:
     return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_step_leaves_its_arguments_alone(batch: dict[str, jax.Array]) -> None:
-    config = small_config()
-    model = dnw_jax.build_model(config)
-    state = create_train_state(config, model, steps_per_epoch=16)
-    before = leaves((state, batch, nnx.state(model)))
+def test_a_step_leaves_its_arguments_alone(start: TrainState, batch: dict[str, jax.Array]) -> None:
+    state = start
+    before = leaves((state, batch))
     first, _ = train_step(state, batch)
     second, _ = train_step(state, batch)
-    for old, new in zip(before, leaves((state, batch, nnx.state(model))), strict=True):
+    for old, new in zip(before, leaves((state, batch)), strict=True):
         np.testing.assert_array_equal(old, new)
     for one, other in zip(leaves(first), leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -127,9 +132,9 @@ def test_a_step_leaves_its_arguments_alone(batch: dict[str, jax.Array]) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_step_returns_the_loss_and_accuracy_before_it(
-    batch: dict[str, jax.Array], smoothing: float
+    start: TrainState, batch: dict[str, jax.Array], smoothing: float
 ) -> None:
-    state = new_state(small_config(loss__label_smoothing=str(smoothing)))
+    state = dataclasses.replace(start, label_smoothing=smoothing)
     logits = state.model()(batch["image"], train=True)
     _, metrics = train_step(state, batch)
     expected = cross_entropy(logits, np.asarray(batch["label"]), smoothing).mean()
@@ -139,8 +144,8 @@ def test_a_step_returns_the_loss_and_accuracy_before_it(
     assert set(metrics) == {"loss", "accuracy", "accuracy_top5"}
 
 
-def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
-    state = new_state(small_config(loss__label_smoothing="0.1"))
+def test_evaluation_smooths_no_label(start: TrainState, batch: dict[str, jax.Array]) -> None:
+    state = dataclasses.replace(start, label_smoothing=0.1)
     sums = evaluate_step(state, batch)
     expected = cross_entropy(state.model()(batch["image"]), np.asarray(batch["label"])).sum()
     np.testing.assert_allclose(sums.loss, expected, rtol=1e-6)
@@ -149,7 +154,14 @@ def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
 
 @pytest.mark.parametrize("rule", ["dnw", "random", "l1_anneal", "targeted_dropout"])
 def test_edges_chosen_once_for_all_batches(batch: dict[str, jax.Array], rule: str) -> None:
-    state, _ = train_step(new_state(small_config(model__edges=rule, ema__decay="0.5")), batch)
+    """In the middle of a run, with averaged parameters."""
+    state = new_state(small_config(model__edges=rule, ema__decay="0.5"))
+    model = state.model()
+    for layer in edge_layers(model).values():
+        layer.advance(jnp.float32(0.5))
+    _, _, variables = split_model(model)
+    average = jax.tree.map(lambda parameter: -0.9 * parameter, state.params)
+    state = dataclasses.replace(state, variables=variables, average=average)
     frozen = with_frozen_edges(state)
     for ours, theirs in zip(
         leaves(evaluate_step(frozen, batch)), leaves(evaluate_step(state, batch)), strict=True
@@ -161,9 +173,9 @@ def test_edges_chosen_once_for_all_batches(batch: dict[str, jax.Array], rule: st
         assert np.all(layers[name].real_edges())
 
 
-def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
+def test_accumulated_gradients_are_the_mean_of_the_parts(start: TrainState) -> None:
     batch = first_examples(64)
-    whole, state = new_state(small_config(accumulate_steps="2")), new_state(small_config())
+    whole, state = dataclasses.replace(start, accumulate_steps=2), start
     halves = [jax.tree.map(lambda a, s=s: a[s::2], batch) for s in (0, 1)]
     accumulated, metrics = train_step(whole, batch)
     # The first update is linear in the gradient: its mean is the update of the mean.
@@ -187,17 +199,25 @@ def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
     assert int(accumulated.step) == 1
 
 
-def test_the_schedule_ends_with_the_run(batch: dict[str, jax.Array]) -> None:
+def test_the_schedule_ends_with_the_run(start: TrainState, batch: dict[str, jax.Array]) -> None:
     # Linear, two steps: half the rate, then none.
     state, _ = train_step(new_state(small_config(schedule__name="linear", num_steps="2")), batch)
     last, _ = train_step(state, batch)
     for before, after in zip(leaves(state.params), leaves(last.params), strict=True):
         np.testing.assert_array_equal(before, after)
-    constant, _ = train_step(new_state(small_config()), batch)
-    start, moved, half = (
-        s.params["head"]["kernel"] for s in (new_state(small_config()), constant, state)
-    )
-    np.testing.assert_allclose(half - start, (moved - start) / 2, rtol=1e-3, atol=1e-7)
+    constant, _ = train_step(start, batch)
+    initial, moved, half = (s.params["head"]["kernel"] for s in (start, constant, state))
+    np.testing.assert_allclose(half - initial, (moved - initial) / 2, rtol=1e-3, atol=1e-7)
+
+
+def test_a_state_copies_the_arrays_of_the_model() -> None:
+    model = dnw_jax.build_model(small_config())
+    before = leaves(nnx.state(model))
+    state = create_train_state(small_config(), model, steps_per_epoch=16)
+    for array in jax.tree.leaves((state.params, state.variables)):
+        array.delete()  # as donating the state does
+    for old, new in zip(before, leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 # Evaluation.
