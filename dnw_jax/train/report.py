@@ -124,10 +124,10 @@ def not_finite_error(
       last_step: of the last good checkpoint; None if there is none.
       config, workdir: of the run.
     """
-    checkpoint, place = "no checkpoint was saved", ""
+    checkpoint, where = "no checkpoint was saved", ""
     if last_step is not None:
         checkpoint = f"the last good checkpoint is of step {last_step}"
-        place = (
+        where = (
             f", in another workdir, or resume in {workdir} (from an earlier checkpoint if you "
             "delete the later ones)"
         )
@@ -137,5 +137,5 @@ def not_finite_error(
         cure += f" or a larger model.solver.max_steps (now {config.model.solver.max_steps})"
     return UserError(
         f"{problem} by step {step}, so the run stops; {checkpoint}.\n"
-        f"Start again with {cure}{place}."
+        f"Start again with {cure}{where}."
     )
