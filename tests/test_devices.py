@@ -1,4 +1,4 @@
-"""One run on eight devices, as many as a CPU is told to be, gives what it gives on one."""
+"""A run on eight devices, which XLA makes out of one CPU, gives the results of one device."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The folder of the runs on eight devices, and what the process wrote to stdout and stderr."""
+    """The folder of the runs on eight devices, and the stdout and stderr of their process."""
     folder = tmp_path_factory.mktemp("eight")
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -60,7 +60,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_eight_devices_train_and_evaluate_as_one(
+def test_eight_devices_give_the_results_of_one(
     eight: tuple[Path, str, str], tmp_path: Path, wiring: str
 ) -> None:
     assert jax.device_count() == 1
@@ -75,7 +75,7 @@ def test_eight_devices_train_and_evaluate_as_one(
     assert ours[-1]["num_examples"] == 200
 
 
-def test_one_device_goes_on_from_the_checkpoint_of_eight(
+def test_one_device_resumes_from_the_checkpoint_of_eight(
     capsys: pytest.CaptureFixture[str], eight: tuple[Path, str, str]
 ) -> None:
     workdir = eight[0] / "static"
@@ -84,12 +84,12 @@ def test_one_device_goes_on_from_the_checkpoint_of_eight(
     assert checkpoint_steps(workdir) == [3, 4]
 
 
-def test_all_devices_are_used_and_told(eight: tuple[Path, str, str]) -> None:
+def test_all_devices_are_used_and_printed(eight: tuple[Path, str, str]) -> None:
     assert eight[1].count("8 x cpu") == len(WIRINGS)
 
 
 def test_a_batch_that_cannot_be_split_is_refused(eight: tuple[Path, str, str]) -> None:
-    """For training; evaluation fills it up."""
+    """Training refuses it; evaluation pads it."""
     trained, _, evaluated = eight[1].split("======\n")[1].partition("exit code 2\n")
     assert trained == ""
     assert evaluated.endswith("over 200 examples\nexit code 0\n")
@@ -99,7 +99,7 @@ def test_a_batch_that_cannot_be_split_is_refused(eight: tuple[Path, str, str]) -
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_a_step_can_be_lowered_for_other_platforms(platform: str, wiring: str) -> None:
-    """Which takes the branches that a CPU does not; without a compiler for them, no further."""
+    """Lowering takes the branches of that platform; compiling would need its compiler."""
     config = load_config(DIGITS, SMALL | {"model.wiring": wiring})
     state = create_train_state(config, build_model(config), steps_per_epoch=16)
     batch = {"image": jnp.zeros((32, 8, 8, 1)), "label": jnp.zeros(32, jnp.int32)}
@@ -111,4 +111,4 @@ def test_a_step_can_be_lowered_for_other_platforms(platform: str, wiring: str) -
     exported = export.export(jax.jit(step), platforms=[platform])(*leaves)
     assert exported.platforms == (platform,)
     expected = jax.tree.leaves(jax.eval_shape(update, state, batch))
-    assert [each.shape for each in exported.out_avals] == [each.shape for each in expected]
+    assert [array.shape for array in exported.out_avals] == [array.shape for array in expected]

@@ -1,4 +1,4 @@
-"""Large pages: a program that asks for them starts again, once, where the system lets it choose."""
+"""Large pages: a program that asks for them restarts once, where the system lets it choose."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), os.environ["KEPT"])
 
 
 def lines_of(**environment: str) -> list[str]:
-    """What a process of its own prints."""
+    """Returns the lines that a new process prints."""
     clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "--flag", "a word"],
@@ -34,7 +34,7 @@ def lines_of(**environment: str) -> list[str]:
     not POLICY.exists() or "[madvise]" not in POLICY.read_text(),
     reason="this system gives large pages to all programs, or to none",
 )
-def test_a_program_starts_again_once() -> None:
+def test_a_program_restarts_once() -> None:
     *starts, last = lines_of()
     assert len(starts) == 2
     assert len(set(starts)) == 1  # the same process, so that signals reach it

@@ -1,4 +1,4 @@
-"""Schedules by their formulas, SGD step by step as PyTorch's documentation writes it."""
+"""Schedules against their formulas, SGD against the algorithm in PyTorch's documentation."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def config_of(**fields: object) -> ConfigDict:
 
 
 def rates(config: ConfigDict, total: int, per_epoch: int = PER_EPOCH) -> np.ndarray:
-    """The learning rate of each update of a run."""
+    """Returns the learning rate of each update of a run."""
     schedule = learning_rate_schedule(config, total, per_epoch)
     return np.array([schedule(jnp.int32(step)) for step in range(total)], np.float64)
 
@@ -67,7 +67,7 @@ def test_schedule(name: str) -> None:
 def test_milestones_as_pytorch_counts_epochs(
     milestones: list[float], num_epochs: int, per_epoch: int
 ) -> None:
-    """A milestone in the middle of an epoch counts from the next one's start on."""
+    """A milestone within an epoch takes effect at the start of the next epoch."""
     milestones = sorted(milestones)
     config = config_of(
         schedule__name="multistep",
@@ -95,9 +95,9 @@ def test_milestones_at_the_end_of_an_epoch_are_not_one_late() -> None:
     np.testing.assert_allclose(rates(config, 100, per_epoch=1), [0.1] * 55 + [0.01] * 45, rtol=1e-6)
 
 
-def test_milestones_of_a_run_of_so_many_steps() -> None:
+def test_milestones_of_a_run_of_num_steps() -> None:
     config = config_of(schedule__name="multistep", schedule__milestones=(0.5, 0.75), num_steps=10)
-    # No whole epochs here: after 5 and after 7.5 steps, rounded to even.
+    # The run has no whole epochs: milestones after 5 and after 7.5 steps, rounded to even.
     expected = [0.1] * 5 + [0.01] * 3 + [0.001] * 2
     np.testing.assert_allclose(rates(config, 10, per_epoch=98), expected, rtol=1e-6)
 
@@ -126,7 +126,7 @@ def pytorch_sgd(
     weight_decay: float,
     nesterov: bool,
 ) -> list[np.ndarray]:
-    """The weights after each step: the algorithm of torch.optim.SGD, dampening 0."""
+    """Returns the weights after each step of the algorithm of torch.optim.SGD, dampening 0."""
     buffer, after = None, []
     for gradient, rate in zip(gradients, rates, strict=True):
         change = gradient + weight_decay * weights

@@ -31,9 +31,10 @@ from dnw_jax.models import edge_layers
 from dnw_jax.platform import devices
 from dnw_jax.run.workdir import load_model
 from dnw_jax.step.state import evaluation_state, random_key, with_frozen_edges
+from dnw_jax.step.state import split as split_model
 from dnw_jax.train import TrainState, create_train_state, evaluate_step, train_step
 from dnw_jax.train.evaluate import evaluate_all
-from dnw_jax.train.feed import ImageFeed
+from dnw_jax.train.feed import DeviceFeed
 
 TRAINED = {
     "batch_size": "64",  # 8 steps in an epoch
@@ -41,7 +42,7 @@ TRAINED = {
     "evaluate__every_steps": "20",
     "checkpoint__keep": "2",
 }
-# Decay that halves all weights at each step: whatever was learned is lost.
+# A weight decay that halves all weights at each step, so that the model unlearns everything.
 SPOILT = TRAINED | {
     "num_steps": "112",
     "evaluate__every_steps": "4",
@@ -62,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spoilt(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, gone on with until it had lost all."""
+    """The same run, resumed until it has unlearned everything."""
     workdir = shutil.copytree(trained, tmp_path_factory.mktemp("spoilt") / "run")
     run(workdir, **SPOILT)
     return workdir
@@ -73,7 +74,7 @@ def images(split: data.Split) -> jax.Array:
 
 
 def cross_entropy(logits: Any, labels: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
-    """Of each example, in NumPy and float64."""
+    """Returns the cross-entropy of each example, in NumPy and float64."""
     logits = np.asarray(logits, np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -82,7 +83,7 @@ def cross_entropy(logits: Any, labels: np.ndarray, smoothing: float = 0.0) -> np
 
 
 def averages(model: nnx.Module, split: data.Split) -> tuple[float, float]:
-    """Loss and accuracy over a whole split, of one forward pass, averaged in NumPy."""
+    """Returns loss and accuracy over a whole split: one forward pass, averaged in NumPy."""
     logits = model(images(split), train=False)
     hits = np.argmax(logits, axis=1) == split.labels
     return cross_entropy(logits, split.labels).mean(), hits.mean()
@@ -105,20 +106,24 @@ def new_state(config: ConfigDict) -> TrainState:
     return create_train_state(config, dnw_jax.build_model(config), steps_per_epoch=16)
 
 
+@pytest.fixture(scope="module")
+def start() -> TrainState:
+    """A state of the small config. Tests share it, so that one program serves all of them."""
+    return new_state(small_config())
+
+
 def leaves(tree: Any) -> list[np.ndarray]:
     return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_step_leaves_its_arguments_alone(batch: dict[str, jax.Array]) -> None:
-    config = small_config()
-    model = dnw_jax.build_model(config)
-    state = create_train_state(config, model, steps_per_epoch=16)
-    before = leaves((state, batch, nnx.state(model)))
+def test_a_step_leaves_its_arguments_alone(start: TrainState, batch: dict[str, jax.Array]) -> None:
+    state = start
+    before = leaves((state, batch))
     first, _ = train_step(state, batch)
-    again, _ = train_step(state, batch)
-    for old, new in zip(before, leaves((state, batch, nnx.state(model))), strict=True):
+    second, _ = train_step(state, batch)
+    for old, new in zip(before, leaves((state, batch)), strict=True):
         np.testing.assert_array_equal(old, new)
-    for one, other in zip(leaves(first), leaves(again), strict=True):
+    for one, other in zip(leaves(first), leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
     assert int(first.step) == 1
     for name in ("params", "variables"):
@@ -127,10 +132,10 @@ def test_a_step_leaves_its_arguments_alone(batch: dict[str, jax.Array]) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_step_tells_the_loss_and_accuracy_before_it(
-    batch: dict[str, jax.Array], smoothing: float
+def test_a_step_returns_the_loss_and_accuracy_before_it(
+    start: TrainState, batch: dict[str, jax.Array], smoothing: float
 ) -> None:
-    state = new_state(small_config(loss__label_smoothing=str(smoothing)))
+    state = dataclasses.replace(start, label_smoothing=smoothing)
     logits = state.model()(batch["image"], train=True)
     _, metrics = train_step(state, batch)
     expected = cross_entropy(logits, np.asarray(batch["label"]), smoothing).mean()
@@ -140,8 +145,8 @@ def test_a_step_tells_the_loss_and_accuracy_before_it(
     assert set(metrics) == {"loss", "accuracy", "accuracy_top5"}
 
 
-def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
-    state = new_state(small_config(loss__label_smoothing="0.1"))
+def test_evaluation_smooths_no_label(start: TrainState, batch: dict[str, jax.Array]) -> None:
+    state = dataclasses.replace(start, label_smoothing=0.1)
     sums = evaluate_step(state, batch)
     expected = cross_entropy(state.model()(batch["image"]), np.asarray(batch["label"])).sum()
     np.testing.assert_allclose(sums.loss, expected, rtol=1e-6)
@@ -150,21 +155,28 @@ def test_evaluation_smooths_no_label(batch: dict[str, jax.Array]) -> None:
 
 @pytest.mark.parametrize("rule", ["dnw", "random", "l1_anneal", "targeted_dropout"])
 def test_edges_chosen_once_for_all_batches(batch: dict[str, jax.Array], rule: str) -> None:
-    state, _ = train_step(new_state(small_config(model__edges=rule, ema__decay="0.5")), batch)
-    chosen = with_frozen_edges(state)
+    """In the middle of a run, with averaged parameters."""
+    state = new_state(small_config(model__edges=rule, ema__decay="0.5"))
+    model = state.model()
+    for layer in edge_layers(model).values():
+        layer.advance(jnp.float32(0.5))
+    _, _, variables = split_model(model)
+    average = jax.tree.map(lambda parameter: -0.9 * parameter, state.params)
+    state = dataclasses.replace(state, variables=variables, average=average)
+    frozen = with_frozen_edges(state)
     for ours, theirs in zip(
-        leaves(evaluate_step(chosen, batch)), leaves(evaluate_step(state, batch)), strict=True
+        leaves(evaluate_step(frozen, batch)), leaves(evaluate_step(state, batch)), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    layers, before = edge_layers(chosen.model()), dnw_jax.wiring(state.model())
-    for name, mask in before.items():
+    layers, masks = edge_layers(frozen.model()), dnw_jax.wiring(state.model())
+    for name, mask in masks.items():
         assert np.all(mask | (layers[name].weights == 0))
         assert np.all(layers[name].real_edges())
 
 
-def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
+def test_accumulated_gradients_are_the_mean_of_the_parts(start: TrainState) -> None:
     batch = first_examples(64)
-    whole, state = new_state(small_config(accumulate_steps="2")), new_state(small_config())
+    whole, state = dataclasses.replace(start, accumulate_steps=2), start
     halves = [jax.tree.map(lambda a, s=s: a[s::2], batch) for s in (0, 1)]
     accumulated, metrics = train_step(whole, batch)
     # The first update is linear in the gradient: its mean is the update of the mean.
@@ -178,7 +190,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
         )
         for ours, theirs in zip(leaves(getattr(accumulated, name)), leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-    # The running statistics saw one part after the other.
+    # The running statistics include one part after the other.
     for ours, theirs in zip(leaves(accumulated.variables), leaves(second.variables), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     for name, value in metrics.items():
@@ -188,34 +200,48 @@ def test_accumulated_gradients_are_the_mean_of_the_parts() -> None:
     assert int(accumulated.step) == 1
 
 
-def test_the_schedule_ends_with_the_run(batch: dict[str, jax.Array]) -> None:
+def test_the_schedule_ends_with_the_run(start: TrainState, batch: dict[str, jax.Array]) -> None:
     # Linear, two steps: half the rate, then none.
     state, _ = train_step(new_state(small_config(schedule__name="linear", num_steps="2")), batch)
     last, _ = train_step(state, batch)
     for before, after in zip(leaves(state.params), leaves(last.params), strict=True):
         np.testing.assert_array_equal(before, after)
-    constant, _ = train_step(new_state(small_config()), batch)
-    start, moved, half = (
-        s.params["head"]["kernel"] for s in (new_state(small_config()), constant, state)
-    )
-    np.testing.assert_allclose(half - start, (moved - start) / 2, rtol=1e-3, atol=1e-7)
+    constant, _ = train_step(start, batch)
+    initial, moved, half = (s.params["head"]["kernel"] for s in (start, constant, state))
+    np.testing.assert_allclose(half - initial, (moved - initial) / 2, rtol=1e-3, atol=1e-7)
+
+
+def test_a_state_copies_the_arrays_of_the_model() -> None:
+    model = dnw_jax.build_model(small_config())
+    before = leaves(nnx.state(model))
+    state = create_train_state(small_config(), model, steps_per_epoch=16)
+    for array in jax.tree.leaves((state.params, state.variables)):
+        array.delete()  # as donating the state does
+    for old, new in zip(before, leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 # Evaluation.
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 32, 200, 1000])
-def test_evaluation_sees_every_example_once(trained: Path, batch_size: int) -> None:
+@pytest.fixture(scope="module")
+def trained_state(trained: Path) -> tuple[TrainState, ConfigDict]:
     model, config, _ = load_model(trained)
-    state = evaluation_state(model)
-    split = data.load_split(config.dataset, "test")
-    on_device = data.DeviceSplit.of(split, config.dataset)
-    mesh = devices.data_mesh()
-    (values,) = evaluate_all(state, ImageFeed(config, mesh, None, on_device), batch_size, mesh)
+    return evaluation_state(model), config
+
+
+@pytest.mark.parametrize("batch_size", [1, 33, 200, 1000])
+def test_evaluation_sees_every_example_once(
+    trained_state: tuple[TrainState, ConfigDict], batch_size: int
+) -> None:
+    state, config = trained_state
+    mesh, split = devices.data_mesh(), data.load_split(config.dataset, "test")
+    feed = DeviceFeed.of(config, mesh, train=False)
+    (metrics,) = evaluate_all(state, feed, batch_size, mesh)
     loss, accuracy = averages(state.model(), split)
-    np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
-    np.testing.assert_allclose(values["accuracy"], accuracy, rtol=1e-6)
-    assert values["num_examples"] == len(split.labels) == 200
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
+    assert metrics["num_examples"] == len(split.labels) == 200
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -258,7 +284,7 @@ def test_evaluate_mode_of_another_step(trained: Path, tmp_path: Path, step: str)
 
 
 def best_step(workdir: Path) -> int:
-    """The step of highest test accuracy, among equals the later."""
+    """Returns the step of highest test accuracy; of several such steps the last one."""
     _, step = max((row["accuracy"], row["step"]) for row in rows(workdir, "test"))
     return step
 
@@ -305,13 +331,15 @@ def test_the_result_is_the_last_row(trained: Path) -> None:
     assert evaluation == {**row, "changed": []}
 
 
-def test_the_config_is_noted_in_full(trained: Path) -> None:
+def test_the_config_is_saved_in_full(trained: Path) -> None:
     text = (trained / "config.json").read_text()
     assert from_json(text).to_dict() == small_config(**TRAINED).to_dict()
     assert json.loads(text) == json.loads(small_config(**TRAINED).to_json())
 
 
-def test_the_end_says_where_everything_is(capsys: pytest.CaptureFixture[str], spoilt: Path) -> None:
+def test_the_end_prints_where_everything_is(
+    capsys: pytest.CaptureFixture[str], spoilt: Path
+) -> None:
     run(spoilt, **SPOILT)
     lines = capsys.readouterr().out.splitlines()
     test = {row["step"]: row["accuracy"] for row in rows(spoilt, "test")}
@@ -327,8 +355,8 @@ def test_the_end_says_where_everything_is(capsys: pytest.CaptureFixture[str], sp
         assert any((spoilt / folder).iterdir())
 
 
-def test_a_run_is_so_many_steps(tmp_path: Path) -> None:
-    """`main` takes the same steps as `train_step` does on batches made by hand."""
+def test_a_run_makes_the_updates_of_train_step(tmp_path: Path) -> None:
+    """`main` makes the same updates as `train_step` on batches that are made by hand."""
     run(tmp_path, num_steps="3")
     config = small_config(num_steps="3")
     split, state = data.load_split(config.dataset, "train"), new_state(config)
@@ -368,7 +396,7 @@ def test_a_profile_of_some_steps(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "profile").rglob("*.xplane.pb")]
 
 
-# What it leaves.
+# What a run leaves on disk.
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(trained: Path, spoilt: Path) -> None:
@@ -379,7 +407,9 @@ def test_the_last_and_the_best_checkpoints_are_kept(trained: Path, spoilt: Path)
 @pytest.mark.parametrize("which", ["last", "best", "number"])
 def test_load(spoilt: Path, which: str) -> None:
     step = {"last": 112, "best": best_step(spoilt), "number": 108}[which]
-    model, config = dnw_jax.load(spoilt, step if which == "number" else which)
+    # "last" is the default.
+    arguments_of_load = {"last": (), "best": ("best",), "number": (step,)}[which]
+    model, config = dnw_jax.load(spoilt, *arguments_of_load)
     assert config.to_dict() == small_config(**SPOILT).to_dict()
     (row,) = (row for row in rows(spoilt, "test") if row["step"] == step)
     loss, accuracy = averages(model, data.load_split(config.dataset, "test"))
@@ -388,22 +418,16 @@ def test_load(spoilt: Path, which: str) -> None:
     assert int(dnw_jax.wiring(model)["graph"].sum()) == 288
 
 
-def test_load_last_is_the_default(spoilt: Path) -> None:
-    ours, theirs = (leaves(nnx.state(dnw_jax.load(spoilt, **k)[0])) for k in ({}, {"step": "last"}))
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (21, "no checkpoint of step 21; there are: "),
-        ("21", "no checkpoint of step 21; there are: "),
+        (21, "no checkpoint of step 21"),
+        ("21", "no checkpoint of step 21"),
         ("first", "step is 'first'; it must be 'last', 'best' or a number"),
         (None, "step is None; it must be 'last', 'best' or a number"),
     ],
 )
-def test_load_of_no_such_step(spoilt: Path, step: Any, expected: str) -> None:
+def test_load_of_a_step_without_checkpoint(spoilt: Path, step: Any, expected: str) -> None:
     with pytest.raises(dnw_jax.UserError, match=expected):
         dnw_jax.load(spoilt, step)
 
@@ -416,7 +440,7 @@ def test_load_of_a_run_without_checkpoint(trained: Path, tmp_path: Path, step: i
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_load_of_no_workdir(tmp_path: Path) -> None:
+def test_load_of_a_missing_workdir(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(dnw_jax.UserError, match=f"{missing} holds no run"):
         dnw_jax.load(missing)
@@ -430,15 +454,15 @@ def test_load_of_a_broken_config(trained: Path, tmp_path: Path) -> None:
         dnw_jax.load(tmp_path)
 
 
-def test_a_start_that_failed_binds_nobody(tmp_path: Path) -> None:
-    """Without a checkpoint: as after running out of memory, a smaller batch."""
+def test_a_start_without_checkpoint_leaves_the_config_free(tmp_path: Path) -> None:
+    """For example a smaller batch, after a start that ran out of memory."""
     (tmp_path / "config.json").write_text(small_config(model__num_nodes="32").to_json())
     run(tmp_path, num_steps="1")
     assert dnw_jax.load(tmp_path)[1].model.num_nodes == 24
 
 
 def test_a_solver_may_change(tmp_path: Path) -> None:
-    """No checkpoint knows of it; evaluation uses the one it is given."""
+    """Checkpoints do not depend on the solver; evaluation uses the solver of its config."""
     fields = {"model__wiring": "continuous", "model__solver__step_size": "0.5", "num_steps": "1"}
     run(tmp_path, **fields)
     (before,) = rows(tmp_path, "test")
@@ -451,7 +475,7 @@ def test_a_solver_may_change(tmp_path: Path) -> None:
     run(tmp_path, **fields | {"num_steps": "2", "model__solver__step_size": "0.25"})
 
 
-def test_evaluate_of_no_workdir(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_evaluate_of_a_missing_workdir(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([f"--workdir={tmp_path / 'missing'}", "--mode=evaluate"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert not (tmp_path / "missing").exists()
@@ -465,7 +489,7 @@ def test_a_workdir_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert path.read_text() == "mine"
 
 
-# Not finite.
+# Losses and weights that are not finite.
 
 
 def test_an_infinite_loss_stops_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -488,7 +512,7 @@ def test_an_infinite_loss_stops_the_run(capsys: pytest.CaptureFixture[str], tmp_
 
 @pytest.mark.parametrize(
     ("learning_rate", "weight_decay", "what"),
-    # The update itself overflows; or the model's answers do, now that its weights are large.
+    # The update itself overflows, or the logits do because the weights are large.
     [("3e38", "1e3", "some weights are NaN or infinite"), ("1e30", "1e-4", "the test loss is nan")],
 )
 def test_a_spoilt_model_is_not_saved(

@@ -11,7 +11,7 @@ from dnw_jax.step.state import evaluation_state
 from dnw_jax.train import seeds
 from dnw_jax.train.evaluate import evaluate_all
 from dnw_jax.train.feed import open_feed
-from dnw_jax.train.report import format_metrics, print_changes, seed_in
+from dnw_jax.train.report import format_metrics, print_changes, seed_prefix
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
@@ -45,7 +45,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     steps, num_examples = [seed.step for seed in trained], results[0]["num_examples"]
     for seed_workdir, averages, number in zip(workdirs, results, steps, strict=True):
         print(
-            f"{seed_in(workdirs, seed_workdir)}step {number}: test {format_metrics(averages)} "
+            f"{seed_prefix(workdirs, seed_workdir)}step {number}: test {format_metrics(averages)} "
             f"over {num_examples} examples"
         )
         write_evaluation(seed_workdir, {**averages, "step": number, "changed": changes})

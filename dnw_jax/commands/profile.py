@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from dnw_jax.config import validate
 from dnw_jax.run.workdir import config_changes, load_model
 from dnw_jax.train import seeds
-from dnw_jax.train.report import profiles, seed_in
+from dnw_jax.train.report import profiles, seed_prefix
 
 
 def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
@@ -29,6 +29,6 @@ def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "la
     workdirs = seeds.seed_workdirs(config, workdir)
     for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True):
         trained = load_model(seed_workdir, step, seed_config)
-        prefix = seed_in(workdirs, seed_workdir)
+        prefix = seed_prefix(workdirs, seed_workdir)
         print(f"{prefix}step {trained.step}, one image of {size} pixels a side:")
         print("\n".join(profiles(trained.model, seed_config)))

@@ -1,1 +1,1 @@
-"""What the process runs on: devices, signals, memory pages, the compilation cache."""
+"""What a process runs on: devices, signals, memory pages, the compilation cache."""

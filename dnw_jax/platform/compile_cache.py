@@ -1,4 +1,4 @@
-"""Compiled programs, kept from one start to the next."""
+"""The cache of compiled programs, kept from one start of a run to the next."""
 
 import os
 import platform
@@ -9,11 +9,14 @@ import jax
 
 
 def enable_compilation_cache() -> Path | None:
-    """Lets JAX keep what takes a second or more to compile, in the user's cache folder.
+    """Makes JAX keep programs that take a second or more to compile in the user's cache folder.
 
-    There in a folder for this kind of processor, since programs for it may not run on another.
-    JAX_COMPILATION_CACHE_DIR=FOLDER puts them elsewhere, JAX_ENABLE_COMPILATION_CACHE=false keeps
-    none. Gives the folder, or None if the user has decided already.
+    The folder depends on the kind of processor, because a program that was compiled for one
+    processor can fail on another. JAX_COMPILATION_CACHE_DIR=FOLDER chooses another folder;
+    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+
+    Returns:
+      The folder, or None if the user has chosen one already.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return None
@@ -24,9 +27,9 @@ def enable_compilation_cache() -> Path | None:
 
 
 def _processor() -> str:
-    """Its name and what it can do."""
+    """Returns the name of the processor and its instruction sets."""
     lines = []
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    about = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return "\n".join([platform.machine(), platform.processor(), *sorted(set(about))])
+    description = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "\n".join([platform.machine(), platform.processor(), *sorted(set(description))])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a moment of our choice: between steps, with what was learnt saved."""
+"""Ctrl-C and SIGTERM take effect between steps, after a checkpoint was saved."""
 
 import os
 import signal
@@ -8,10 +8,10 @@ from typing import Self
 
 
 class Interrupts:
-    """A context manager in which the first Ctrl-C or SIGTERM only leaves a note: `number`.
+    """A context manager that records the first Ctrl-C or SIGTERM instead of raising.
 
-    A second one interrupts at once (KeyboardInterrupt). In a thread other than the main one, which
-    no signal reaches, it changes nothing.
+    The second signal raises KeyboardInterrupt at once. Signals reach the main thread alone; in any
+    other thread this class does nothing.
 
     Attributes:
       number: of the signal that came, or None.
@@ -25,12 +25,14 @@ class Interrupts:
     def __enter__(self) -> Self:
         self._is_main = threading.current_thread() is threading.main_thread()
         if self._is_main:
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._old_handlers = {
+                number: signal.signal(number, self._record) for number in self.SIGNALS
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._is_main:
-            for number, handler in self._before.items():
+            for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
 
     def raise_if_interrupted(self) -> None:
@@ -38,11 +40,11 @@ class Interrupts:
         if self.number is not None:
             raise KeyboardInterrupt(self.number)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.raise_if_interrupted()
         self.number = number
-        # Not print: it may have been interrupted itself.
+        # Not print: the signal may have interrupted a print.
         os.write(
             2, b"\nsaving after the steps under way, then stopping; Ctrl-C again stops at once\n"
         )

@@ -1,1 +1,1 @@
-"""One update: the training state, the compiled programs that change it, optimizer and metrics."""
+"""One update: the training state, the compiled program that changes it, optimizer and metrics."""

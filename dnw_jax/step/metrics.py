@@ -1,4 +1,4 @@
-"""Losses and exact averages: sums over the examples that count, divided once."""
+"""Losses, and exact averages: sums over all examples except padding, divided once at the end."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,13 @@ def cross_entropy(
     labels: Int[Array, " batch"],
     label_smoothing: float = 0.0,
 ) -> Float[Array, " batch"]:
-    """Each example's cross-entropy in nats; the target is mixed with the uniform distribution."""
+    """Returns the cross-entropy of each example, in nats.
+
+    Args:
+      logits: unnormalised log probabilities.
+      labels: the true classes, 0..classes-1.
+      label_smoothing: weight of the uniform distribution in the targets, 0..1.
+    """
     if label_smoothing == 0:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     one_hot = jnp.eye(logits.shape[-1], dtype=logits.dtype)[labels]
@@ -21,7 +27,14 @@ def cross_entropy(
 
 
 class Sums(NamedTuple):
-    """Sums over examples, which add up over batches, steps and devices."""
+    """Sums over examples. They can be added over batches, steps and devices.
+
+    Attributes:
+      loss: the sum of the losses.
+      correct: examples whose true class has the largest logit.
+      correct_top5: examples whose true class is among the five largest logits.
+      examples: how many examples there were.
+    """
 
     loss: Float[Array, ""]
     correct: Float[Array, ""]
@@ -36,10 +49,10 @@ class Sums(NamedTuple):
         labels: Int[Array, " batch"],
         mask: Bool[Array, " batch"] | None = None,
     ) -> "Sums":
-        """The sums of one batch; where `mask` is false the example is padding."""
+        """Returns the sums of one batch; an example whose `mask` is False is padding."""
         weights = jnp.ones_like(losses) if mask is None else mask.astype(losses.dtype)
         rank = _rank(logits, labels)
-        # Padding may hold anything: where, because 0 * inf is not 0.
+        # `where`, because padding can hold anything and 0 * inf is not 0.
         return cls(
             jnp.sum(jnp.where(weights > 0, losses, 0)),
             jnp.sum(jnp.where(rank < 1, weights, 0)),
@@ -49,18 +62,18 @@ class Sums(NamedTuple):
 
     @classmethod
     def zero(cls, seeds: tuple[int, ...] = ()) -> "Sums":
-        """The sums over nothing; with `seeds` (number,) one of each."""
+        """Returns sums over no examples; `seeds` is the shape of each: () or (number of seeds,)."""
         return cls(*(jnp.zeros(seeds) for _ in cls._fields))
 
     def __add__(self, other: "Sums") -> "Sums":  # type: ignore[override]
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def averages(self) -> dict[str, float]:
-        """`means` on the host, with the seven digits that a float32 knows."""
+        """Returns `means` as Python floats, rounded to the seven digits that a float32 holds."""
         return {name: float(f"{float(value):.7g}") for name, value in self.means().items()}
 
     def means(self) -> dict[str, Float[Array, ""]]:
-        """`loss`, `accuracy` and `accuracy_top5` (0..1) over all examples summed."""
+        """Returns the means over all examples: `loss`, `accuracy` and `accuracy_top5` (0..1)."""
         return {
             "loss": self.loss / self.examples,
             "accuracy": self.correct / self.examples,
@@ -71,18 +84,18 @@ class Sums(NamedTuple):
 def _rank(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
 ) -> Int[Array, " batch"]:
-    """How many classes come before the true one; of equal logits the first comes first."""
-    true = jnp.take_along_axis(logits, labels[:, None].astype(jnp.int32), axis=-1)
-    first = jnp.arange(logits.shape[-1]) < labels[:, None]
-    # Negated, so that a NaN comes before all.
-    before = ~(logits <= true) | ((logits == true) & first)
-    return jnp.sum(before, axis=-1)
+    """Returns how many classes rank before the true class; equal logits rank by class number."""
+    true_logit = jnp.take_along_axis(logits, labels[:, None].astype(jnp.int32), axis=-1)
+    has_smaller_number = jnp.arange(logits.shape[-1]) < labels[:, None]
+    # `~(<=)` rather than `>`, so that a NaN ranks before every number.
+    ranks_before = ~(logits <= true_logit) | ((logits == true_logit) & has_smaller_number)
+    return jnp.sum(ranks_before, axis=-1)
 
 
 @jax.jit
 def edge_churn(
-    before: Bool[Array, "*shape"], now: Bool[Array, "*shape"]
+    old_mask: Bool[Array, "*shape"], mask: Bool[Array, "*shape"]
 ) -> tuple[Int[Array, ""], Float[Array, ""]]:
-    """Number of real edges now, and the share of them that were not real before."""
-    live = jnp.sum(now)
-    return live, jnp.sum(now & ~before) / jnp.maximum(live, 1)
+    """Returns the number of real edges in `mask`, and the share that is not real in `old_mask`."""
+    num_edges = jnp.sum(mask)
+    return num_edges, jnp.sum(mask & ~old_mask) / jnp.maximum(num_edges, 1)

@@ -1,4 +1,7 @@
-"""Schedules and SGD, in optax, with PyTorch's conventions (which the published runs used)."""
+"""Learning rate schedules and SGD in optax, with the conventions of PyTorch.
+
+The published runs used PyTorch; its conventions reproduce their learning rates and updates.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,47 +18,59 @@ from dnw_jax.errors import UserError
 def learning_rate_schedule(
     config: ConfigDict, total_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Learning rate of update t = 0, 1, ..., total_steps - 1, by `config.schedule.name`.
+    """Returns the learning rate of update t = 0, 1, ..., total_steps - 1.
 
-    multistep: times `factor` at each milestone (below 1 a fraction of the run, else an epoch), from
-    the start of the next epoch on as the published code does; in a run of `num_steps` at once.
-    cosine, linear: from `learning_rate` to 0, advanced before the first update as the published
-    code does: t counts as t + 1. exponential: times `factor` after each epoch. constant.
+    `config.schedule.name` selects the schedule:
+      multistep: is multiplied by `factor` at each milestone. A milestone below 1 is a fraction of
+        the run, others are epochs. A milestone within an epoch takes effect at the start of the
+        next epoch, as in the published code; in a run of `num_steps` it takes effect at once.
+      cosine, linear: fall from `learning_rate` to 0. As in the published code they are advanced
+        before the first update, so update t has the rate of t + 1.
+      exponential: is multiplied by `factor` after each epoch.
+      constant: stays `learning_rate`.
 
-    In the first `warmup_epochs` it rises linearly to `learning_rate`; cosine and linear begin then.
-    With `per_epoch` t counts epochs, and nothing is advanced: the published recipe of ResNets.
+    During the first `warmup_epochs` the rate rises linearly to `learning_rate`; cosine and linear
+    begin afterwards. With `schedule.per_epoch` t counts epochs and nothing is advanced: the
+    published recipe of the ResNets.
+
+    Args:
+      config: its sections `schedule` and `optimizer`, and `num_steps`.
+      total_steps: updates in the whole run.
+      steps_per_epoch: updates in an epoch.
     """
     if config.schedule.per_epoch:
         num_epochs = math.ceil(total_steps / steps_per_epoch)
-        by_epoch = _schedule(config, num_epochs, 1, advanced_by=0)
+        by_epoch = _with_warmup(config, num_epochs, 1, advanced_by=0)
         return lambda step: by_epoch(step // steps_per_epoch)
-    return _schedule(config, total_steps, steps_per_epoch, advanced_by=1)
+    return _with_warmup(config, total_steps, steps_per_epoch, advanced_by=1)
 
 
-def _schedule(
+def _with_warmup(
     config: ConfigDict, total_steps: int, steps_per_epoch: int, *, advanced_by: int
 ) -> optax.Schedule:
     base = config.optimizer.learning_rate
-    warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
-    falling = _falling(config, total_steps, steps_per_epoch, warmup, advanced_by)
-    if warmup == 0:
-        return falling
-    return lambda step: jnp.where(step < warmup, base * (step + 1) / warmup, falling(step))
+    warmup_steps = round(config.schedule.warmup_epochs * steps_per_epoch)
+    schedule = _after_warmup(config, total_steps, steps_per_epoch, warmup_steps, advanced_by)
+    if warmup_steps == 0:
+        return schedule
+    return lambda step: jnp.where(
+        step < warmup_steps, base * (step + 1) / warmup_steps, schedule(step)
+    )
 
 
-def _falling(
-    config: ConfigDict, total_steps: int, steps_per_epoch: int, warmup: int, advanced_by: int
+def _after_warmup(
+    config: ConfigDict, total_steps: int, steps_per_epoch: int, warmup_steps: int, advanced_by: int
 ) -> optax.Schedule:
-    """The schedule after the warm-up, from where those of a length of their own begin."""
+    """Returns the schedule without warm-up. Only cosine and linear begin after `warmup_steps`."""
     schedule, base = config.schedule, config.optimizer.learning_rate
-    start, length = warmup - advanced_by, max(1, total_steps - warmup)
+    start, length = warmup_steps - advanced_by, max(1, total_steps - warmup_steps)
     match schedule.name:
         case "multistep":
             steps = [
                 _milestone_step(m, total_steps, steps_per_epoch, by_epoch=config.num_steps is None)
                 for m in schedule.milestones
             ]
-            # Milestones of a very short run may fall on one step: then their factors multiply.
+            # In a very short run several milestones can fall on one step; their factors multiply.
             scales = {step: schedule.factor ** steps.count(step) for step in steps}
             return optax.piecewise_constant_schedule(base, scales)
         case "cosine":
@@ -73,7 +88,8 @@ def _milestone_step(
     milestone: float, total_steps: int, steps_per_epoch: int, *, by_epoch: bool
 ) -> int:
     steps = milestone * (total_steps if milestone < 1 else steps_per_epoch)
-    # The rounding keeps 0.3 of 10 epochs, 3.0000000000000004, from becoming 4.
+    # Without round, floating point would put a milestone at 0.55 of 100 epochs, which is
+    # 55.00000000000001, at epoch 56.
     return (
         math.ceil(round(steps / steps_per_epoch, 6)) * steps_per_epoch if by_epoch else round(steps)
     )
@@ -84,10 +100,17 @@ def _from(start: int, schedule: optax.Schedule) -> optax.Schedule:
 
 
 def sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PyTorch's SGD: g += decay * w; buffer = momentum * buffer + g; w -= rate * buffer.
+    """Returns SGD with momentum and weight decay as in PyTorch.
 
-    Weight decay applies to every parameter, norms and biases included, but for those whose path
-    (such as "layer1.0.bn1.scale") contains `config.optimizer.no_decay`.
+    g += decay * w; buffer = momentum * buffer + g; w -= rate * buffer.
+
+    Args:
+      config: its section `optimizer`. Weight decay applies to every parameter, also of norms and
+        biases, except parameters whose path (such as "layer1.0.bn1.scale") contains `no_decay`.
+      schedule: the learning rate of each update.
+
+    Raises:
+      UserError: in `init`, if no path contains `no_decay`.
     """
     optimizer = config.optimizer
     return optax.chain(
@@ -107,7 +130,7 @@ def _decayed(no_decay: str) -> Callable[[optax.Params], Any]:
         if all(jax.tree.leaves(decayed)):
             raise UserError(
                 f"optimizer.no_decay = {no_decay!r}: no path of a parameter contains it; the table "
-                "of parameters at the start of a run shows them. Nothing means: all are decayed"
+                "of parameters at the start of a run shows the paths. '' decays all parameters"
             )
         return decayed
 

@@ -1,48 +1,82 @@
-"""The compiled programs that make updates."""
+"""The compiled program that makes updates, for the two kinds of training batches."""
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from dnw_jax import data
+from dnw_jax.data import DeviceSplit
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.state import Batch, TrainState, map_over_seeds, random_key, update
 
+# Rows of `IndexedBatches.indices`: the largest number of steps in one dispatch.
+MAX_STEPS = 128
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["split", "indices", "count"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class IndexedBatches:
+    """The batches of several steps, as indices of images that are on the device already.
+
+    Attributes:
+      split: the images.
+      indices: which examples make up each batch, in 0..examples-1. The seeds axis exists only if
+        the state is one of several seeds.
+      count: the first `count` rows are batches; the rest is padding. With a fixed number of rows,
+        one compiled program serves any count.
+    """
+
+    split: DeviceSplit
+    indices: Int[Array, "steps *seeds batch"]
+    count: int | Int[Array, ""]
+
 
 @functools.partial(jax.jit, donate_argnums=0)
-def train_steps(
-    state: TrainState,
-    sums: Sums,
-    split: data.DeviceSplit,
-    indices: Int[Array, "steps *seeds batch"],
-    count: int,
+def make_updates(
+    state: TrainState, sums: Sums, batches: IndexedBatches | Batch
 ) -> tuple[TrainState, Sums]:
-    """`count` updates, at most as many as `indices` has rows; their examples join `sums`.
+    """Makes one update for each batch and adds the examples of the batches to `sums`.
 
-    One program for any count: a run gives the same bits however it is cut into dispatches. The
-    state passed in is consumed. A state of several seeds (`stack_seeds`) has as many sums, and
-    examples of its own for each.
+    A run gives the same bits however its steps are divided into dispatches, because every dispatch
+    runs the same program.
+
+    Args:
+      state: of one seed or of several (`stack_seeds`). It is donated: its buffers are reused and
+        cannot be read afterwards.
+      sums: of the examples so far; with as many seeds as `state`.
+      batches: several batches as indices, or a single batch of one seed.
+
+    Returns:
+      The state after the updates, and the new sums.
     """
-    batch_size = indices.shape[-1]
+    if isinstance(batches, IndexedBatches):
+        return _indexed_updates(state, sums, batches)
+    state, new_sums = update(state, batches)
+    return state, sums + new_sums
 
-    def one(state: TrainState, sums: Sums, row: Array) -> tuple[TrainState, Sums]:
+
+def _indexed_updates(
+    state: TrainState, sums: Sums, batches: IndexedBatches
+) -> tuple[TrainState, Sums]:
+    batch_size = batches.indices.shape[-1]
+
+    def one_update(state: TrainState, sums: Sums, indices: Array) -> tuple[TrainState, Sums]:
+        # uint32 wraps around after 4 billion examples, which only repeats augmentations.
         start = state.step.astype(jnp.uint32) * batch_size
         positions = start + jnp.arange(batch_size, dtype=jnp.uint32)
         key = random_key(state.seed, "augmentation")
-        state, new_sums = update(state, split.train_batch(row, positions, key))
+        state, new_sums = update(state, batches.split.train_batch(indices, positions, key))
         return state, sums + new_sums
 
-    all_seeds = map_over_seeds(one, state)
+    update_all_seeds = map_over_seeds(one_update, state)
     return lax.fori_loop(
-        0, count, lambda row, carry: all_seeds(carry[0], carry[1], indices[row]), (state, sums)
+        0,
+        batches.count,
+        lambda row, carry: update_all_seeds(*carry, batches.indices[row]),
+        (state, sums),
     )
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def train_on(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
-    """One update on `batch`, whose examples join `sums`. The state passed in is consumed."""
-    state, new_sums = update(state, batch)
-    return state, sums + new_sums

@@ -1,4 +1,10 @@
-"""What training carries from step to step, and the pure functions of it: one step of each kind."""
+"""The training state, and the pure functions that make one step of training or of evaluation.
+
+The model is a Flax NNX module, but the loop is functional: `nnx.split` takes the model apart once,
+the state holds plain nested dicts of arrays and the `graphdef`, and plain `jax.jit` compiles the
+steps. Checkpoints hold the same nested dicts, so they do not depend on Flax's internals. Inside a
+transformation a model is merged with `copy=True`; without it Flax raises TraceContextError.
+"""
 
 import dataclasses
 import functools
@@ -37,15 +43,23 @@ Batch = dict[str, Array]  # image float32 [batch, height, width, channels]; labe
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to go on; a pytree, except for what describes the model.
+    """Everything that training carries from step to step; a pytree.
+
+    In the state of several seeds (`train.seeds.stack_seeds`) the first axis of each array is seeds.
 
     Attributes:
       step: updates made so far.
-      seed: of the run; random numbers of a step depend on it and on the step alone.
-      params: trained arrays, nested dicts as the model's attributes.
-      variables: untrained ones: running statistics, masks.
-      opt_state: the optimizer's.
-      average: the exponential moving average of the parameters (`ema.decay`), or None.
+      seed: of the run. The random numbers of a step depend on the seed and the step alone.
+      params: trained arrays, in nested dicts that follow the model's attributes.
+      variables: untrained arrays: running statistics, and the masks of rules that keep one.
+      opt_state: the state of `optimizer`.
+      average: the exponential moving average of the parameters, or None if `ema_decay` is 0.
+      graphdef: the model without its arrays.
+      optimizer: turns gradients into updates.
+      label_smoothing: weight of the uniform distribution in the targets, 0..1.
+      accumulate_steps: parts of a batch whose gradients are averaged.
+      total_steps: updates in the whole run.
+      ema_decay: of the moving average, 0..1.
     """
 
     step: Int[Array, ""]
@@ -62,7 +76,7 @@ class TrainState:
     ema_decay: float
 
     def model(self) -> nnx.Module:
-        """The model as it is evaluated: with the averaged parameters, if there are."""
+        """Returns the model as it is evaluated: with the averaged parameters if it has them."""
         params = self.params if self.average is None else self.average
         return nnx.merge(self.graphdef, params, self.variables, copy=True)
 
@@ -70,12 +84,18 @@ class TrainState:
 def create_train_state(
     config: ConfigDict, model: nnx.Module, *, steps_per_epoch: int
 ) -> TrainState:
-    """A state at step 0 with the model's weights and the optimizer that `config` describes."""
+    """Returns a state at step 0 with the weights of `model`.
+
+    Args:
+      config: describes the optimizer, the schedule and the length of the run.
+      model: its arrays are copied.
+      steps_per_epoch: updates in an epoch, which schedules count.
+    """
     num_steps = total_steps(config, steps_per_epoch)
     schedule = learning_rate_schedule(config, num_steps, steps_per_epoch)
     optimizer = sgd(config, schedule)
     graphdef, params, variables = split(model)
-    # Copies: whoever donates the state's buffers must not take the model's arrays away.
+    # Copies: when the buffers of the state are donated, the arrays of the model must stay valid.
     params, variables = jax.tree.map(jnp.copy, (params, variables))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -113,28 +133,32 @@ def evaluation_state(model: nnx.Module) -> TrainState:
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef[nnx.Module], Tree, Tree]:
-    """A model as its description, its trained and its untrained arrays, both nested dicts."""
+    """Returns the graphdef, the trained and the untrained arrays of a model, as nested dicts."""
     graphdef, params, variables = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
 
 
 def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
-    """Updates in the whole run."""
+    """Returns the number of updates in the whole run."""
     return config.num_steps or config.num_epochs * steps_per_epoch
 
 
 def random_key(seed: UInt[Array, ""], purpose: str) -> Key[Array, ""]:
-    """The key for one purpose, so that no two see the same random numbers."""
+    """Returns the key for one purpose; different purposes get independent random numbers."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
 def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-    """One update of SGD on `batch`; with `accumulate_steps` > 1 on the mean gradient of its parts.
+    """Makes one update of SGD on `batch`.
 
-    The parts go through the model one after the other, each with its own batch statistics.
+    With `accumulate_steps` > 1 the gradient is the mean over that many parts of the batch. The
+    parts go through the model one after the other, and each has its batch statistics.
+
+    Returns:
+      The new state, and the sums over the batch before the update.
     """
     key = jax.random.fold_in(random_key(state.seed, "model"), state.step)
-    state = _with_rules_advanced(state)
+    state = _advance_rules(state)
     if state.accumulate_steps == 1:
         grads, variables, sums = _gradients(state, state.variables, batch, key)
     else:
@@ -143,7 +167,7 @@ def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        # Less at the start, so that the random weights are soon forgotten.
+        # A smaller decay at the start removes the random initial weights from the average.
         decay = jnp.minimum(state.ema_decay, (1 + state.step) / (10 + state.step))
         average = optax.incremental_update(params, average, 1 - decay)
     state = dataclasses.replace(
@@ -159,10 +183,14 @@ def update(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
 
 @jax.jit
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """`update`, compiled; gives the batch's `loss` and `accuracy` before the update.
+    """Makes one update of SGD on `batch`. Compiled and pure: the state passed in stays valid.
 
-    Pure: the state passed in stays valid. `batch` holds `image`, float32 [batch, height, width,
-    channels], and `label`, int [batch].
+    Args:
+      state: from `create_train_state` or from the previous step.
+      batch: `image`, float32 [batch, height, width, channels], and `label`, int [batch].
+
+    Returns:
+      The new state, and `loss`, `accuracy` and `accuracy_top5` of the batch before the update.
     """
     state, sums = update(state, batch)
     return state, sums.means()
@@ -170,24 +198,30 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, F
 
 @jax.jit
 def with_frozen_edges(state: TrainState) -> TrainState:
-    """A state to evaluate batch after batch: its edges are chosen already."""
+    """Returns a state for evaluating many batches, whose edges are chosen once for all of them.
 
-    def settle(state: TrainState) -> TrainState:
+    It cannot be trained: it has no optimizer state.
+    """
+
+    def freeze(state: TrainState) -> TrainState:
         model = state.model()
         for layer in edge_layers(model).values():
             layer.freeze_edges()
         graphdef, params, variables = split(model)
-        trained = {"graphdef": graphdef, "params": params, "variables": variables}
-        return dataclasses.replace(state, **trained, opt_state=(), average=None)
+        frozen = {"graphdef": graphdef, "params": params, "variables": variables}
+        return dataclasses.replace(state, **frozen, opt_state=(), average=None)
 
-    return map_over_seeds(settle, state)(state)
+    return map_over_seeds(freeze, state)(state)
 
 
 @jax.jit
 def evaluate_step(state: TrainState, batch: Batch) -> Sums:
-    """Sums over `batch` in evaluation mode; where `batch["mask"]` is false nothing counts.
+    """Returns the sums over `batch` in evaluation mode, for each seed of `state`.
 
-    Of a state of several seeds (`stack_seeds`): those of each.
+    Args:
+      state: of one seed or of several; every seed sees the same batch.
+      batch: `image` and `label` as for `train_step`, and if some examples are padding `mask`,
+        bool [batch], which is False for them: they do not count.
     """
 
     def evaluate(state: TrainState) -> Sums:
@@ -202,18 +236,22 @@ def evaluate_step(state: TrainState, batch: Batch) -> Sums:
 
 
 def map_over_seeds(function: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
-    """`function`, mapped over the seeds if `state` is one of several (`stack_seeds`)."""
+    """Returns `function` mapped over the first axis of its arguments if `state` has several seeds.
+
+    Accelerators compute all seeds at once (`vmap`). A CPU computes one seed after the other
+    (`lax.map`): one seed of CIFAR-10 keeps a CPU busy, and five seeds in turn take 0.6 of the time
+    and half of the memory of five at once. Seeds as small as those of the digits take equally long.
+    Either way it is one program.
+    """
     if not state.step.ndim:
         return function
-    # One seed of the size of CIFAR-10 fills a CPU: five in turn take 0.6 of the time of five at
-    # once, and half of the memory; as long if they are as small as that of the digits.
     if jax.default_backend() == "cpu":
-        return lambda *of_seeds: lax.map(lambda of_seed: function(*of_seed), of_seeds)
+        return lambda *args: lax.map(lambda args_of_seed: function(*args_of_seed), args)
     return jax.vmap(function)
 
 
-def _with_rules_advanced(state: TrainState) -> TrainState:
-    """The rules told how far the run is, for those that change with time."""
+def _advance_rules(state: TrainState) -> TrainState:
+    """Passes the progress of the run, 0..1, to the rules; some of them change with time."""
     model = state.model()
     progress = (state.step + 1) / state.total_steps
     for layer in edge_layers(model).values():
@@ -248,7 +286,7 @@ def _accumulated_gradients(state: TrainState, batch: Batch, key: Array) -> tuple
         total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
         return (total, variables, sums + part_sums), None
 
-    # Every `parts`-th example, so that each part is spread over the devices as the batch is.
+    # A part is every `parts`-th example, so every device holds as much of a part as of the batch.
     batches = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
     start = (jax.tree.map(jnp.zeros_like, state.params), state.variables, Sums.zero())
     carry, _ = lax.scan(add_part, start, (batches, jax.random.split(key, parts)))

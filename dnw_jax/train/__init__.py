@@ -1,4 +1,4 @@
-"""Training: `train` runs a whole config; the step functions serve a training loop of your own."""
+"""Training: `train` runs a whole config; the step functions serve a training loop of yours."""
 
 from dnw_jax.step.state import TrainState, create_train_state, evaluate_step, train_step
 from dnw_jax.train.loop import train

@@ -4,20 +4,31 @@ from jax.sharding import Mesh
 
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.state import TrainState, evaluate_step, with_frozen_edges
-from dnw_jax.train import seeds
 from dnw_jax.train.feed import Feed
+from dnw_jax.train.seeds import unstack_seeds
 
 
 def evaluate_all(
     state: TrainState, feed: Feed, batch_size: int, mesh: Mesh
 ) -> list[dict[str, float]]:
-    """Of each seed averages over every test example and `num_examples`, whatever the batch size."""
+    """Returns the averages over every test example, for each seed.
+
+    Args:
+      state: of one seed or of several (`stack_seeds`).
+      feed: yields the test examples.
+      batch_size: of the evaluation; it does not change the result.
+      mesh: the devices.
+
+    Returns:
+      For each seed `loss`, `accuracy`, `accuracy_top5`, `num_examples`, and `skipped` if damaged
+      examples were skipped.
+    """
     state, sums = with_frozen_edges(state), Sums.zero(state.step.shape)
-    batch_size += -batch_size % mesh.size  # the padding fills up what does not split evenly
+    batch_size += -batch_size % mesh.size  # padding: every device gets as many examples
     for batch in feed.evaluation_batches(batch_size):
         sums += evaluate_step(state, batch)
     skipped = {"skipped": feed.skipped_test} if feed.skipped_test else {}
     return [
-        {**own.averages(), "num_examples": int(own.examples), **skipped}
-        for own in seeds.unstack_seeds(sums, state.step.size)
+        {**seed_sums.averages(), "num_examples": int(seed_sums.examples), **skipped}
+        for seed_sums in unstack_seeds(sums, state.step.size)
     ]

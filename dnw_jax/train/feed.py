@@ -1,12 +1,11 @@
-"""Where a run's batches come from: images on the device already, or photographs read meanwhile.
+"""Where a run's batches come from: images that are on the device, or photographs read meanwhile.
 
-Both make updates and evaluation batches; the loop does not know which it has.
+A feed yields batches and does nothing else. The training loop does not know which feed it has.
 """
 
 import contextlib
 import functools
 import itertools
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,72 +20,69 @@ from ml_collections import ConfigDict
 from dnw_jax import data
 from dnw_jax.data.dataset_info import Statistics
 from dnw_jax.platform import devices
-from dnw_jax.step.metrics import Sums
-from dnw_jax.step.programs import train_on, train_steps
-from dnw_jax.step.state import TrainState
-
-# Steps that one program is made for; it makes any smaller number too.
-MAX_STEPS = 128
-
-Batch = dict[str, Array]
+from dnw_jax.step.programs import MAX_STEPS, IndexedBatches
+from dnw_jax.step.state import Batch, total_steps
 
 
 class Feed(Protocol):
     """Batches of a training and a test split.
 
     Attributes:
-      skipped: damaged training examples that others stood for, since this start.
+      reads_ahead: whether batches are read while the devices compute; the devices may then have to
+        wait for one.
+      skipped: damaged training examples that other examples replaced, since this start.
       skipped_test: damaged test examples in the last evaluation.
-      waited: seconds, at most, in which the devices had nothing to do but wait for a batch; None
-        where there is nothing to wait for.
     """
 
+    reads_ahead: bool
     skipped: int
     skipped_test: int
-    waited: float | None
 
     @property
     def num_examples(self) -> int:
-        """Training examples."""
+        """Returns the number of training examples."""
 
-    def advance(
-        self, state: TrainState, sums: Sums, step: int, count: int
-    ) -> tuple[TrainState, Sums]:
-        """`count` updates from `step` on; their examples join `sums`. Consumes the state."""
+    def train_batches(self, step: int, count: int) -> Iterator[IndexedBatches | Batch]:
+        """Yields the batches of the steps `step` (0-based) to `step + count - 1`.
+
+        Every item is an argument of `step.programs.make_updates`. A batch is a pure function of
+        the seed and the step. The caller should start the computation on an item before it asks
+        for the next item: the next item is then read while the devices compute.
+        """
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every test example once: `image`, `label`, and `mask`, false for padding."""
+        """Yields every test example once: `image`, `label`, and `mask`, False for padding."""
 
     def close(self) -> None:
         """Stops reading ahead."""
 
 
 def open_feed(config: ConfigDict, mesh: Mesh, *, train: bool = True) -> Feed:
-    """The feed of a config; without `train` for evaluation alone.
+    """Returns the feed of a config, for evaluation alone if `train` is False.
 
     Raises:
-      UserError: the data are missing, damaged or not what the config says.
+      UserError: the data are missing, damaged or contradict the config.
     """
     if config.dataset.name == "imagenet2012":
         return PhotographFeed.of(config, mesh, train=train)
-    return ImageFeed.of(config, mesh, train=train)
+    return DeviceFeed.of(config, mesh, train=train)
 
 
 @dataclass
-class ImageFeed:
-    """Images that live on the device: many updates are one program."""
+class DeviceFeed:
+    """Images that are on the device: one item holds the batches of up to `MAX_STEPS` steps."""
 
     config: ConfigDict
     mesh: Mesh
     train: data.DeviceSplit | None
     test: data.DeviceSplit
+    reads_ahead: bool = False
     skipped: int = 0
     skipped_test: int = 0
-    waited: float | None = None
 
     @classmethod
-    def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "ImageFeed":
-        """Reads the splits."""
+    def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "DeviceFeed":
+        """Reads the splits and copies them to the devices."""
 
         def split(name: Any) -> data.DeviceSplit:
             loaded = data.load_split(config.dataset, name)
@@ -96,26 +92,28 @@ class ImageFeed:
 
     @property
     def num_examples(self) -> int:
-        """Training examples."""
+        """As `Feed.num_examples`."""
         assert self.train is not None
         return len(self.train.labels)
 
-    def advance(
-        self, state: TrainState, sums: Sums, step: int, count: int
-    ) -> tuple[TrainState, Sums]:
-        """As `Feed.advance`."""
+    def train_batches(self, step: int, count: int) -> Iterator[IndexedBatches]:
+        """As `Feed.train_batches`."""
         assert self.train is not None
-        seeds, batch_size = range(self.config.num_seeds), self.config.batch_size
-        indices = np.zeros((MAX_STEPS, len(seeds), batch_size), np.int32)
-        for index, row in itertools.product(seeds, range(count)):
-            seed = self.config.seed + index
-            indices[row, index] = data.train_indices(
-                seed, step + row, self.num_examples, batch_size
+        for first in range(step, step + count, MAX_STEPS):
+            steps = range(first, min(first + MAX_STEPS, step + count))
+            yield IndexedBatches(self.train, self._indices(steps), len(steps))
+
+    def _indices(self, steps: range) -> Array:
+        """Returns int32 [MAX_STEPS, seeds, batch], without the seeds axis for one seed."""
+        num_seeds, batch_size = self.config.num_seeds, self.config.batch_size
+        indices = np.zeros((MAX_STEPS, num_seeds, batch_size), np.int32)
+        for (row, step), seed in itertools.product(enumerate(steps), range(num_seeds)):
+            indices[row, seed] = data.train_indices(
+                self.config.seed + seed, step, self.num_examples, batch_size
             )
-        if len(seeds) == 1:
+        if num_seeds == 1:
             indices = indices[:, 0]
-        spread = devices.split_batch(jnp.asarray(indices), self.mesh, axis=indices.ndim - 1)
-        return train_steps(state, sums, self.train, spread, count)
+        return devices.split_batch(jnp.asarray(indices), self.mesh, axis=indices.ndim - 1)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """As `Feed.evaluation_batches`."""
@@ -123,7 +121,7 @@ class ImageFeed:
             yield _evaluation_batch(self.test, *devices.split_batch(batch, self.mesh))
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """As `Feed.close`; nothing is read ahead."""
 
 
 @jax.jit
@@ -133,18 +131,21 @@ def _evaluation_batch(split: data.DeviceSplit, indices: Array, mask: Array) -> B
 
 @dataclass
 class PhotographFeed:
-    """Photographs that are decoded while the device computes: each update is one dispatch."""
+    """Photographs that are decoded while the devices compute: one item is the batch of one step.
+
+    The steps of successive calls of `train_batches` must follow each other. A caller that stops
+    after the first item can ask for the same steps again.
+    """
 
     config: ConfigDict
     mesh: Mesh
     train: data.Photographs | None
     test: data.Photographs
+    reads_ahead: bool = True
     skipped: int = 0
     skipped_test: int = 0
-    waited: float | None = 0.0
     _reader: Generator[tuple[Batch, int]] | None = None
-    _ready: tuple[Batch, int] | None = None
-    _program: Any = None
+    _next: tuple[Batch, int] | None = None
 
     @classmethod
     def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "PhotographFeed":
@@ -154,31 +155,24 @@ class PhotographFeed:
 
     @property
     def num_examples(self) -> int:
-        """Training examples."""
+        """As `Feed.num_examples`."""
         assert self.train is not None
         return len(self.train)
 
-    def advance(
-        self, state: TrainState, sums: Sums, step: int, count: int
-    ) -> tuple[TrainState, Sums]:
-        """As `Feed.advance`; the steps follow each other. The first call compiles."""
+    def train_batches(self, step: int, count: int) -> Iterator[Batch]:
+        """As `Feed.train_batches`."""
+        batch_size = self.config.batch_size
+        end = total_steps(self.config, data.steps_per_epoch(self.num_examples, batch_size))
         if self._reader is None:
-            self._reader = self._batches(range(step, state.total_steps))
-            self._ready = next(self._reader)
-            self._program = train_on.lower(state, sums, self._ready[0]).compile()
-        assert self.waited is not None
-        for done in range(step + 1, step + count + 1):
-            assert self._ready is not None
-            batch, skipped = self._ready
-            state, sums = self._program(state, sums, batch)
+            self._reader = self._read(range(step, end))
+            self._next = next(self._reader)
+        for following in range(step + 1, step + count + 1):
+            assert self._next is not None
+            batch, skipped = self._next
+            yield batch
             self.skipped += skipped
-            if done < state.total_steps:
-                # While the devices compute.
-                started = time.perf_counter()
-                self._ready = next(self._reader)
-                if sums.loss.is_ready():  # type: ignore[attr-defined]
-                    self.waited += time.perf_counter() - started
-        return state, sums
+            if following < end:
+                self._next = next(self._reader)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """As `Feed.evaluation_batches`."""
@@ -194,8 +188,8 @@ class PhotographFeed:
         if self._reader is not None:
             self._reader.close()
 
-    def _batches(self, steps: range) -> Generator[tuple[Batch, int]]:
-        """Batches on the devices, and `skipped` of each."""
+    def _read(self, steps: range) -> Generator[tuple[Batch, int]]:
+        """Yields each batch, on the devices, and its number of skipped examples."""
         assert self.train is not None
         batch_size = self.config.batch_size
         rows = devices.rows_of_this_host(batch_size)
@@ -204,7 +198,7 @@ class PhotographFeed:
             yield from map(self._to_devices, batches)
 
     def _to_devices(self, batch: data.NumpyBatch) -> tuple[Batch, int]:
-        # Copies: the arrays are shared memory, which the workers' end must find unused.
+        # Copies: the arrays are memory shared with the workers, who need it back when they end.
         rows = {name: np.array(array) for name, array in batch.items() if name != "skipped"}
         statistics = data.STATISTICS[self.config.dataset.name]
         batch_on_devices = devices.batch_of_hosts(rows, self.mesh)

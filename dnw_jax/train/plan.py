@@ -1,4 +1,4 @@
-"""When what happens in a run."""
+"""At which steps a run logs, evaluates, saves and ends."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,14 @@ from dnw_jax.step.state import total_steps
 
 
 class Plan(NamedTuple):
-    """When what happens, in steps: after the step of that number."""
+    """When a run does what, in updates made so far.
+
+    Attributes:
+      total: updates in the whole run.
+      per_epoch: updates in an epoch.
+      log, evaluate, checkpoint: the run does this after every so many updates, and at its end.
+      profile: the trace begins after the first and ends after the second number of updates.
+    """
 
     total: int
     per_epoch: int
@@ -19,7 +26,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, config: ConfigDict, per_epoch: int) -> "Plan":
-        """The plan that `config` describes, with `per_epoch` steps in an epoch."""
+        """Returns the plan that `config` describes, with `per_epoch` updates in an epoch."""
         evaluate = config.evaluate.every_steps or per_epoch
         return cls(
             total_steps(config, per_epoch),
@@ -31,10 +38,10 @@ class Plan(NamedTuple):
         )
 
     def due(self, step: int, every: int) -> bool:
-        """Whether what happens `every` so many steps, and at the end, happens after `step`."""
+        """Returns whether something that is done `every` so many steps is done after `step`."""
         return step % every == 0 or step == self.total
 
     def next_stop(self, step: int) -> int:
-        """The first step after `step` at which anything happens."""
+        """Returns the first step after `step` at which the run does more than training."""
         regular = [step - step % n + n for n in (self.log, self.evaluate, self.checkpoint)]
         return min([*regular, self.total, *(p for p in self.profile or () if p > step)])

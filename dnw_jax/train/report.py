@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""What a run prints at its start and at its end, and when it cannot continue."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from dnw_jax.deploy.profile import profile
+from dnw_jax.errors import UserError
 from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
 from dnw_jax.step.state import TrainState
@@ -15,19 +16,26 @@ from dnw_jax.train.plan import Plan
 
 
 def print_start(
-    workdir: Path, state: TrainState, config: ConfigDict, plan: Plan, changed: list[str]
+    workdir: Path, state: TrainState, config: ConfigDict, plan: Plan, changes: list[str]
 ) -> None:
-    """Says what is about to happen: the parameters, the devices, where the run stands."""
+    """Prints the parameters, the costs, the devices and the step at which the run begins.
+
+    Args:
+      workdir: of the run.
+      state: of one seed.
+      config, plan: of the run.
+      changes: fields that differ from those of the last start (`workdir.config_changes`).
+    """
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(profile(state.model(), config.dataset.image_size))
     seeds = f", {config.num_seeds} seeds in one program" if config.num_seeds > 1 else ""
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}{seeds}, workdir {workdir}")
-    print_changes("changed since the last start (before != now)", changed)
+    print_changes("changed since the last start (before != now)", changes)
     done = int(state.step)
     if done >= plan.total:
         print(
             f"nothing to do: {done} steps are done, {plan.total} were asked for; "
-            "to go on, raise num_epochs or num_steps"
+            "to continue, raise num_epochs or num_steps"
         )
         return
     if done:
@@ -40,14 +48,14 @@ def print_start(
     )
 
 
-def print_changes(heading: str, changed: list[str]) -> None:
-    """Says what differs from the config that the run was last started with, if anything does."""
-    if changed:
-        print("\n  ".join([f"{heading}:", *changed]))
+def print_changes(heading: str, changes: list[str]) -> None:
+    """Prints the changed fields of a config below a heading; nothing if no field changed."""
+    if changes:
+        print("\n  ".join([f"{heading}:", *changes]))
 
 
 def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
-    """What a network costs, and what the published code would say of it where it counts."""
+    """Returns the costs of a network as text, and those by the published code's way of counting."""
     size = config.dataset.image_size
     tables = [str(profile(model, size))]
     if config.model.name == "mbv1":
@@ -59,43 +67,75 @@ def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
     return tables
 
 
-def format_metrics(values: dict[str, float]) -> str:
-    """Loss and accuracy in words, with the standard deviations over the seeds if there are."""
-    loss, accuracy = f"loss {values['loss']:.4f}", f"accuracy {values['accuracy']:.2%}"
-    if "accuracy_std" in values:
-        loss += f" ± {values['loss_std']:.4f}"
-        accuracy += f" ± {values['accuracy_std']:.2%}"
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Returns loss and accuracy as text, with the standard deviations of means over seeds."""
+    loss, accuracy = f"loss {metrics['loss']:.4f}", f"accuracy {metrics['accuracy']:.2%}"
+    if "accuracy_std" in metrics:
+        loss += f" ± {metrics['loss_std']:.4f}"
+        accuracy += f" ± {metrics['accuracy_std']:.2%}"
     return f"{loss}, test {accuracy}"
 
 
-def seed_in(places: list[Path], place: Path) -> str:
-    """The start of a line about one of several seeds; nothing, if it is the only one."""
-    return f"{place.name}, " if len(places) > 1 else ""
+def seed_prefix(workdirs: list[Path], workdir: Path) -> str:
+    """Returns the start of a line about one of several seeds; "" if it is the only seed."""
+    return f"{workdir.name}, " if len(workdirs) > 1 else ""
 
 
 def print_summary(
     workdir: Path,
-    places: list[Path],
+    workdirs: list[Path],
     states: list[TrainState],
     configs: list[ConfigDict],
-    all_checkpoints: list[Checkpoints],
+    checkpoints_of_seeds: list[Checkpoints],
 ) -> None:
-    """Says what came out of each seed, whose workdirs are `places`, and where to look at it."""
-    if all_checkpoints[0].latest is None:
+    """Prints the accuracy of each seed, and where the checkpoints, pictures and curves are.
+
+    Args:
+      workdir: of the run.
+      workdirs, states, configs, checkpoints_of_seeds: of each seed.
+    """
+    if checkpoints_of_seeds[0].latest is None:
         return
     print(profile(states[0].model(), configs[0].dataset.image_size))
-    for place, checkpoints in zip(places, all_checkpoints, strict=True):
+    for folder, checkpoints in zip(workdirs, checkpoints_of_seeds, strict=True):
         for which, step in (("last", checkpoints.latest), ("best", checkpoints.best)):
             accuracy = None if step is None else checkpoints.accuracy(step)
             if accuracy is not None:
-                print(
-                    f"{seed_in(places, place)}{which}: test accuracy {accuracy:.2%} (step {step})"
-                )
-    pictures = any((places[0] / layout.WIRING).glob("*.png"))
-    each = workdir / "seed_*" if len(places) > 1 else workdir
-    curves = workdir if len(places) > 1 else workdir / layout.TENSORBOARD
+                prefix = seed_prefix(workdirs, folder)
+                print(f"{prefix}{which}: test accuracy {accuracy:.2%} (step {step})")
+    has_pictures = any((workdirs[0] / layout.WIRING).glob("*.png"))
+    of_seeds = workdir / "seed_*" if len(workdirs) > 1 else workdir
+    curves = workdir if len(workdirs) > 1 else workdir / layout.TENSORBOARD
     print(
-        f"checkpoints: {each / layout.CHECKPOINTS}\n"
-        + (f"wiring pictures: {each / layout.WIRING}\n" if pictures else "")
+        f"checkpoints: {of_seeds / layout.CHECKPOINTS}\n"
+        + (f"wiring pictures: {of_seeds / layout.WIRING}\n" if has_pictures else "")
         + f"TensorBoard: {curves} (pip install tensorboard; tensorboard --logdir {curves})"
+    )
+
+
+def not_finite_error(
+    problem: str, step: int, last_step: int | None, config: ConfigDict, workdir: Path
+) -> UserError:
+    """Returns the error that stops a run with NaN or infinite numbers.
+
+    Args:
+      problem: what is not finite.
+      step: updates made so far.
+      last_step: of the last good checkpoint; None if there is none.
+      config, workdir: of the run.
+    """
+    checkpoint, where = "no checkpoint was saved", ""
+    if last_step is not None:
+        checkpoint = f"the last good checkpoint is of step {last_step}"
+        where = (
+            f", in another workdir, or resume in {workdir} (from an earlier checkpoint if you "
+            "delete the later ones)"
+        )
+    cure = f"a smaller optimizer.learning_rate (now {config.optimizer.learning_rate})"
+    if config.model.get("wiring") == "continuous":
+        # A solve that is not done after max_steps gives NaN.
+        cure += f" or a larger model.solver.max_steps (now {config.model.solver.max_steps})"
+    return UserError(
+        f"{problem} by step {step}, so the run stops; {checkpoint}.\n"
+        f"Start again with {cure}{where}."
     )

@@ -1,37 +1,29 @@
-"""Several seeds of one recipe side by side: trained by one program, each with a workdir of its own.
+"""Several seeds of one config side by side: their configs, their workdirs and their arrays.
 
-The arrays of all seeds' states are stacked, seeds first; a state of one seed is not. Each seed's
-workdir is that of an ordinary run; the workdir around them holds means and standard deviations.
+`num_seeds` trains all seeds in one program. The arrays of their states are stacked, with the seeds
+as the first axis; the state of a single seed has no such axis. The workdir of each seed is that of
+an ordinary run, so nothing that reads a workdir needs to know about seeds. The workdir around them
+holds means and standard deviations.
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from dnw_jax.errors import UserError
-from dnw_jax.models import edge_layers
-from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
-from dnw_jax.run.writers import Writer
-from dnw_jax.show.adjacency import adjacency_picture
-from dnw_jax.step.metrics import Sums, edge_churn
 from dnw_jax.step.state import TrainState
-from dnw_jax.train.plan import Plan
 
-_AVERAGED = ("loss", "accuracy", "accuracy_top5")
-Masks = dict[str, Array]
+_AVERAGED_METRICS = ("loss", "accuracy", "accuracy_top5")
 
 
 def seed_configs(config: ConfigDict) -> list[ConfigDict]:
-    """The config of each seed by itself: `seed`, `seed` + 1, ..."""
+    """Returns one config for each seed: `seed`, `seed + 1`, ..., each with `num_seeds` 1."""
     if config.num_seeds == 1:
         return [config]
     seeds = range(config.seed, config.seed + config.num_seeds)
@@ -39,100 +31,72 @@ def seed_configs(config: ConfigDict) -> list[ConfigDict]:
 
 
 def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
-    own = config.copy_and_resolve_references()
-    with own.unlocked():
-        own.seed, own.num_seeds = seed, 1
-    return own
+    seed_config = config.copy_and_resolve_references()
+    with seed_config.unlocked():
+        seed_config.seed, seed_config.num_seeds = seed, 1
+    return seed_config
 
 
 def seed_workdirs(config: ConfigDict, workdir: Path) -> list[Path]:
-    """The workdir of each seed."""
+    """Returns the workdir of each seed: `workdir` itself for a single seed, else `seed_N` in it."""
     if config.num_seeds == 1:
         return [workdir]
-    return [workdir / f"seed_{own.seed}" for own in seed_configs(config)]
+    return [workdir / f"seed_{seed_config.seed}" for seed_config in seed_configs(config)]
 
 
 def stack_seeds(states: list[TrainState]) -> TrainState:
-    """One state of all seeds; of one seed: itself."""
+    """Returns one state, whose arrays have the seeds as first axis; a single state unchanged."""
     if len(states) == 1:
         return states[0]
-    # Alike, but made anew for each seed: a tree's structure must be equal.
-    meta = {"graphdef": states[0].graphdef, "optimizer": states[0].optimizer}
-    alike = [dataclasses.replace(state, **meta) for state in states]
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *alike)
+    # Each seed has its own graphdef and optimizer object. They are alike, but jax.tree.map compares
+    # them as parts of the tree structure, which must be equal.
+    shared = {"graphdef": states[0].graphdef, "optimizer": states[0].optimizer}
+    states = [dataclasses.replace(state, **shared) for state in states]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
 
 
 def unstack_seeds(tree: Any, num_seeds: int) -> list[Any]:
-    """What `stack_seeds` put together, or anything else that was computed of it."""
+    """Returns the part of each seed of a stacked state, or of anything computed from one.
+
+    The inverse of `stack_seeds`; for a single seed, whose arrays have no seeds axis, `[tree]`.
+    """
     if num_seeds == 1:
         return [tree]
-    return [jax.tree.map(lambda array, i=index: array[i], tree) for index in range(num_seeds)]
+    return [jax.tree.map(lambda array, i=seed: array[i], tree) for seed in range(num_seeds)]
 
 
-def common_step(all_checkpoints: list[Checkpoints]) -> int | None:
-    """The last step of which all seeds have a checkpoint: a kill may have come in between.
+def common_step(checkpoints_of_seeds: list[Checkpoints]) -> int | None:
+    """Returns the last step of which every seed has a checkpoint, or None without checkpoints.
+
+    A kill between the saves of two seeds leaves some seeds with a later checkpoint than others.
 
     Raises:
-      UserError: some seeds have checkpoints, but there is no common step.
+      UserError: some seeds have checkpoints, but no step is common to all.
     """
-    steps = [set(checkpoints.steps) for checkpoints in all_checkpoints]
+    steps = [set(checkpoints.steps) for checkpoints in checkpoints_of_seeds]
     common = set.intersection(*steps)
     if any(steps) and not common:
         raise UserError(
             "the seeds of this workdir have no step in common of which all have a checkpoint; "
-            "delete their folders, seed_*, to start anew, or train each by itself"
+            "delete their folders, seed_*, to start from scratch, or train each seed by itself"
         )
     return max(common, default=None)
 
 
 def means_and_deviations(rows: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
-    """Of loss and accuracies: `loss`, `loss_std` (of a sample), and `loss/NAME` of each seed."""
-    values: dict[str, float] = {}
-    for metric in _AVERAGED:
-        of_seeds = [row[metric] for row in rows]
-        values |= {metric: mean(of_seeds), f"{metric}_std": stdev(of_seeds)}
-        values |= {f"{metric}/{name}": row[metric] for name, row in zip(names, rows, strict=True)}
-    return values
+    """Returns the statistics over seeds of the loss and the accuracies.
 
+    Args:
+      rows: the metrics of each seed.
+      names: of the seeds.
 
-@dataclass
-class Replica:
-    """One seed of a run: where it stands in its workdir."""
-
-    config: ConfigDict
-    workdir: Path
-    plan: Plan
-    checkpoints: Checkpoints
-    writer: Writer
-
-    def log(
-        self, step: int, sums: Sums, more: dict[str, float], before: Masks, masks: Masks
-    ) -> dict[str, float]:
-        """A row about the training since the last one; gives its values."""
-        values = sums.averages() | more
-        for name, mask in masks.items():
-            live, replaced = edge_churn(before[name], mask)
-            values[f"live_edges/{name}"] = int(live)
-            values[f"edge_churn/{name}"] = float(replaced)
-        self.writer.scalars(step, step / self.plan.per_epoch, "train", values)
-        return values
-
-    def save(self, step: int, state: TrainState, accuracy: float | None = None) -> None:
-        """A checkpoint."""
-        self.checkpoints.save(step, layout.checkpoint_tree(state), accuracy)
-
-    def evaluated(self, step: int, state: TrainState, masks: Masks, values: dict[str, Any]) -> None:
-        """A row, a note and pictures of the wiring, after an evaluation that gave `values`."""
-        self.writer.scalars(step, step / self.plan.per_epoch, "test", values)
-        layout.write_evaluation(self.workdir, {**values, "step": step, "changed": []})
-        for name, layer in edge_layers(state.model()).items():
-            if layer.weights.ndim == 2:  # a graph; not a convolution
-                picture = adjacency_picture(np.asarray(layer.weights), np.asarray(masks[name]))
-                self.writer.picture(step, name, picture)
-
-    def is_annealing(self, state: TrainState, masks: Masks) -> bool:
-        """Whether an annealed wiring still has more edges than it will have."""
-        layers = edge_layers(state.model())
-        return self.config.model.get("edges") == "l1_anneal" and any(
-            int(mask.sum()) > layers[name].num_edges for name, mask in masks.items()
-        )
+    Returns:
+      For each metric: `loss` (mean), `loss_std` (standard deviation of a sample), and `loss/NAME`
+      of each seed.
+    """
+    statistics: dict[str, float] = {}
+    for metric in _AVERAGED_METRICS:
+        values = [row[metric] for row in rows]
+        statistics |= {metric: mean(values), f"{metric}_std": stdev(values)}
+        statistics |= {f"{metric}/{name}": v for name, v in zip(names, values, strict=True)}
+    return statistics

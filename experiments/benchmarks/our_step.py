@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from dnw_jax import data
 from dnw_jax.platform.large_pages import restart_with_large_pages
 from dnw_jax.step.metrics import Sums
+from dnw_jax.step.programs import IndexedBatches, make_updates
 from dnw_jax.train import TrainState, evaluate_step, train_step
-from dnw_jax.train.feed import train_on, train_steps
 from experiments.benchmarks.alternate import serve
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.ours import our_config, our_state, random_batch
@@ -51,9 +51,10 @@ def _run(
         sums = Sums.zero()
         if "imagenet" in CASES[name].config:
             for _ in range(_STEPS_IN_RUN):
-                state, sums = train_on(state, sums, batch)
+                state, sums = make_updates(state, sums, batch)
         else:
-            state, sums = train_steps(state, sums, split, indices, _STEPS_IN_RUN)
+            batches = IndexedBatches(split, indices, _STEPS_IN_RUN)
+            state, sums = make_updates(state, sums, batches)
         jax.block_until_ready((state.params, sums))
 
     return steps

@@ -1,4 +1,4 @@
-"""Compiled programs in the user's cache folder."""
+"""The compilation cache in the user's cache folder."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ jax.jit(lambda x: 3 * x + 1)(1.0)
 
 
 def folder_of(**environment: str) -> str:
-    """What a process of its own answers, after it has compiled something."""
+    """Returns the folder that a new process prints, after it has compiled something."""
     clean = {name: value for name, value in os.environ.items() if "JAX_COMPILATION" not in name}
     always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
@@ -27,11 +27,11 @@ def folder_of(**environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_they_are_kept_where_caches_are(tmp_path: Path) -> None:
+def test_programs_are_kept_in_the_cache_folder_of_the_user(tmp_path: Path) -> None:
     folder = Path(folder_of(XDG_CACHE_HOME=str(tmp_path)))
     assert folder.parent == tmp_path / "dnw_jax"
     assert any(folder.iterdir())
-    # The same processor has the same folder, and nothing is compiled anew.
+    # The same processor has the same folder, and the second process compiles nothing.
     before = sorted(folder.iterdir())
     assert Path(folder_of(XDG_CACHE_HOME=str(tmp_path))) == folder
     assert [path for path in sorted(folder.iterdir()) if path.name.endswith("-cache")] == [
