@@ -23,7 +23,10 @@ __all__ = sorted(_MODULES)  # noqa: PLE0605 (type checkers read the stub)
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    if _MODULES[name] == __name__:  # a folder of this package
+        value: Any = importlib.import_module(f"{__name__}.{name}")
+    else:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

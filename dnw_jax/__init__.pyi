@@ -1,5 +1,6 @@
 # The public names of dnw_jax: the only list. Type checkers read it, and so does __init__.py.
 
+from dnw_jax import deploy as deploy
 from dnw_jax.config import load_config as load_config
 from dnw_jax.deploy.profile import profile as profile
 from dnw_jax.edges import SparsitySchedule as SparsitySchedule

@@ -224,7 +224,7 @@ SHARED = {
     # True: the learning rate changes only at the start of an epoch; false: at every step.
     "schedule.per_epoch": flag(False),
     "loss.label_smoothing": fraction(0.0),
-    # Of the exponential moving average of the parameters, which is evaluated. 0: no average.
+    # The exponential moving average of the parameters is evaluated. 0: no average.
     "ema.decay": fraction(0.0),
     "evaluate.every_steps": integer(0, 0),  # 0: at the end of each epoch
     "checkpoint.every_steps": integer(0, 0),  # 0: after each evaluation

@@ -138,7 +138,7 @@ def lower_in_time(builder: Builder, part: str, graph: TimeGraph, value: str) -> 
     """Appends a graph in time; returns the states of its outputs.
 
     Discrete time is unrolled: in the first step only the inputs send, in the last step only the
-    outputs receive. Of continuous time one evaluation of the field is appended.
+    outputs receive. In continuous time only one evaluation of the field is appended.
     """
     parts = GraphBuilder(
         builder,
