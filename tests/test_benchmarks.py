@@ -56,6 +56,7 @@ def test_the_error_names_the_worker_that_stopped() -> None:
         alternate({"broken": [sys.executable, "-c", ""]}, turns=1)
 
 
+@pytest.mark.slow
 def test_steps_are_timed_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(train_step.__file__).parents[2])
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the workers compile in less time

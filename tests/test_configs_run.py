@@ -35,15 +35,19 @@ def check(workdir: Path, steps: int, num_test: int) -> None:
     assert pictures == graphs
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.stem != "digits"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in TINY else pytest.mark.slow)
+        for path in FILES
+        if path.stem != "digits"
+    ],
+)
 def test_every_config_file_on_synthetic_images(path: Path, tmp_path: Path) -> None:
     fields = ["dataset.name=synthetic", "num_steps=1", "batch_size=8"]
     if path.stem not in TINY:
         fields += ["model.width=0.0625", "dataset.image_size=16"]
-    # The selections of ResNet-50's 54 layers take a minute to compile.
-    fewer_layers = ":arch=resnet18" if "resnet" in path.stem else ""
-    flag = f"--config={path}{fewer_layers}"
-    assert main([flag, f"--workdir={tmp_path}", *flags(fields)]) == 0
+    assert main([f"--config={path}", f"--workdir={tmp_path}", *flags(fields)]) == 0
     check(tmp_path, 1, 200)
 
 
@@ -53,6 +57,7 @@ def test_digits_on_real_images(tmp_path: Path) -> None:
     check(tmp_path, 2, 360)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TFDS.is_dir(), reason="needs CIFAR-10 in ../shared/data/tfds")
 def test_cifar10_on_real_images(tmp_path: Path) -> None:
     config = ROOT / "configs" / "cifar10_tiny.py"
@@ -72,7 +77,7 @@ def test_cifar10_on_real_images(tmp_path: Path) -> None:
         ("static", "targeted_dropout"),
         ("static", "targeted_dropout_per_node"),
         ("discrete", "dnw"),
-        ("continuous", "random"),
+        pytest.param("continuous", "random", marks=pytest.mark.slow),
     ],
 )
 def test_every_wiring_and_rule(tmp_path: Path, wiring: str, edges: str) -> None:
@@ -82,6 +87,7 @@ def test_every_wiring_and_rule(tmp_path: Path, wiring: str, edges: str) -> None:
     assert live == (576 if edges == "complete" else 288)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edges", "small"), [("dnw", "true"), ("random", "false"), ("targeted_dropout", "true")]
 )

@@ -89,7 +89,7 @@ MODELS: dict[str, tuple[Callable[[], nnx.Module], int]] = {
     "resnet, small images": (lambda: resnet(BASIC, small_images=True), 21),
     "resnet, dense first": (lambda: resnet(BASIC, dense_first=True), 40),
 } | {
-    f"static, {edges}": (lambda edges=edges: tiny(edges=edges), 16)
+    f"static, {edges}": (lambda edges=edges: tiny(edges=edges, init_from="a run"), 16)
     for edges in ("random", "complete", "constant_fan_in", "l1_anneal", "fine_tune")
 }
 

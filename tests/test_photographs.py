@@ -326,6 +326,7 @@ def flags(workdir: Path, **more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_a_run_on_the_sample_and_its_resumption(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

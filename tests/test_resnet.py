@@ -110,6 +110,7 @@ def test_shapes_and_strides(arch: Arch, small_images: bool) -> None:
     assert (first.downsample is not None) == arch.bottleneck
 
 
+@pytest.mark.slow
 def test_dropout_draws_in_every_layer() -> None:
     model = small_resnet("arch=resnet18,edges=targeted_dropout")
     assert model.conv1.rule.rho == 0.9  # the sparsity, as in the published code
@@ -144,7 +145,7 @@ def test_costs_of_the_dense_resnet50() -> None:
     assert report.macs == 4_089_184_256  # the usual count
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_only_counted_edges_influence_the_logits(arch: str) -> None:
     model = small_resnet(f"arch={arch},sparsity=0.97", model__width=0.0625)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))

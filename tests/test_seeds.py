@@ -50,7 +50,7 @@ def test_a_seed_is_the_run_of_that_seed(workdir: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(together[name], array, rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("wiring", ["static", "continuous"])
+@pytest.mark.parametrize("wiring", ["static", pytest.param("continuous", marks=pytest.mark.slow)])
 def test_seeds_side_by_side(wiring: str) -> None:
     """Accelerators train all seeds in one `vmap`; a CPU trains one after the other."""
     config = small_config(model__wiring=wiring, num_seeds="2")
