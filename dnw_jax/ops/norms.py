@@ -1,9 +1,8 @@
 """Normalisation of planes, over the pixels of each image or over the batch; float32 statistics.
 
-The gradients are hand-written because XLA:CPU turns an expression with its reductions into one pass
-through the cache only if nothing else reads the intermediate values. So the backward passes keep
-the planes and compute means and variances again, separately for each result, instead of storing
-intermediate values.
+XLA:CPU fuses an expression with its reductions into one pass if each intermediate value has one
+reader. So the hand-written backward passes compute each result separately, and store only planes
+and statistics of each node.
 """
 
 import functools
@@ -26,9 +25,10 @@ PerNode = Float[Array, " nodes"]
 def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool = False) -> Planes:
     """Returns planes with mean 0 and variance 1 over their pixels, then scaled and shifted.
 
-    The gradient is hand-written so that each result is one pass: see the top of this file.
-    Measured alone, autodiff is as fast (0.88 of the time; jax 0.10.2,
-    `python -m experiments.benchmarks.gradients`).
+    The gradient is hand-written so that each result is one pass: see the top of this file. This
+    paid inside training steps of static graphs when it was written (with the ReLU). Measured alone
+    today it does not pay: autodiff takes 0.88 of the time (jax 0.10.2,
+    `python -m experiments.benchmarks.gradients`, experiments/results/gradients_2026-11-27.md).
 
     Args:
       planes: each plane of each image is normalised by itself.
@@ -69,8 +69,8 @@ def _instance_norm_backward(
     factor = lax.rsqrt(jnp.mean(jnp.square(centred), _PIXELS, keepdims=True) + _EPSILON)
     standardised = centred * factor
     mean = jnp.mean(passed, _PIXELS, keepdims=True)
-    slope = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
-    to_planes = (passed - mean - standardised * slope) * scale * factor
+    mean_product = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
+    to_planes = (passed - mean - standardised * mean_product) * scale * factor
     planes, out, cotangent = barrier((planes, out, cotangent))
     standardised = _standardise(planes.astype(jnp.float32))
     to_scale = jnp.sum(to_standardise(out, cotangent) * standardised, _BATCH_AND_PIXELS)
@@ -83,7 +83,7 @@ instance_norm.defvjp(_instance_norm_forward, _instance_norm_backward)
 
 
 def _through_relu(out: Array, cotangent: Array, rectify: bool) -> Array:
-    # The sign of a ReLU's result is 0 or 1. XLA:CPU does not vectorise a comparison.
+    # Multiplies by the sign, which is 0 or 1. A comparison would not be vectorised.
     return cotangent * jnp.sign(out) if rectify else cotangent
 
 
@@ -156,9 +156,9 @@ def _batch_norm_backward(
         passed = _through_relu(out, cotangent, rectify).astype(jnp.float32)
         return passed, (planes.astype(jnp.float32) - mean) * factor
 
-    def centred(mean_passed: Array, mean_slope: Array, scale: Array, *large: Array) -> Array:
+    def centred(mean_passed: Array, mean_product: Array, scale: Array, *large: Array) -> Array:
         passed, standardised = passed_and_standardised(*large)
-        centred = passed - mean_passed - standardised * mean_slope
+        centred = passed - mean_passed - standardised * mean_product
         return (centred * scale).astype(planes.dtype)
 
     # One copy for each use: XLA would write a shared result to memory and read it again.
