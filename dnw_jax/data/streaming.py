@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from dnw_jax.data.batches import evaluation_indices, steps_per_epoch, train_indices
 from dnw_jax.data.dataset_info import check_fields
 from dnw_jax.data.photographs import evaluation_image, training_image
-from dnw_jax.data.prepared import first_line, open_source
+from dnw_jax.data.tfds_files import first_line, open_source
 from dnw_jax.errors import UserError
 
 # How many batches each worker decodes ahead.
@@ -258,7 +258,8 @@ def _signals_blocked_in_workers() -> Iterator[None]:
 def _start_resource_tracker() -> None:
     """Starts Python's resource tracker before the signals are blocked.
 
-    Starting it later would unblock them.     The tracker frees the shared memory that Grain leaves behind, and would warn about it.
+    Starting it later would unblock them. The tracker frees the shared memory that Grain leaves
+    behind, and would warn about it.
     """
     ignore_warning = "ignore:resource_tracker:UserWarning"
     sys.warnoptions.append(ignore_warning)  # the new process inherits these options
