@@ -129,10 +129,10 @@ def _cut_forward(rectangles: Rectangles, matrix: Matrix) -> tuple[list[Array], M
 
 
 def _cut_backward(rectangles: Rectangles, zeros: Matrix, cotangents: list[Array]) -> tuple[Matrix]:
-    to_matrix = zeros
+    matrix_cotangent = zeros
     for (top, _, left, _), cotangent in zip(rectangles, cotangents, strict=True):
-        to_matrix = lax.dynamic_update_slice(to_matrix, cotangent, (top, left))
-    return (to_matrix,)
+        matrix_cotangent = lax.dynamic_update_slice(matrix_cotangent, cotangent, (top, left))
+    return (matrix_cotangent,)
 
 
 _cut.defvjp(_cut_forward, _cut_backward)

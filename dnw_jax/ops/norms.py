@@ -60,23 +60,25 @@ def _instance_norm_forward(
 def _instance_norm_backward(
     rectify: bool, residuals: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, Array]:
-    def to_standardise(out: Array, cotangent: Array) -> Array:
+    def cotangent_before_relu(out: Array, cotangent: Array) -> Array:
         return _through_relu(out, cotangent, rectify).astype(jnp.float32)
 
     planes, scale, out = barrier(residuals)
-    values, passed = planes.astype(jnp.float32), to_standardise(out, cotangent)
+    values, passed = planes.astype(jnp.float32), cotangent_before_relu(out, cotangent)
     centred = values - jnp.mean(values, _PIXELS, keepdims=True)
     factor = lax.rsqrt(jnp.mean(jnp.square(centred), _PIXELS, keepdims=True) + _EPSILON)
     standardised = centred * factor
     mean = jnp.mean(passed, _PIXELS, keepdims=True)
     mean_product = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
-    to_planes = (passed - mean - standardised * mean_product) * scale * factor
+    planes_cotangent = (passed - mean - standardised * mean_product) * scale * factor
     planes, out, cotangent = barrier((planes, out, cotangent))
     standardised = _standardise(planes.astype(jnp.float32))
-    to_scale = jnp.sum(to_standardise(out, cotangent) * standardised, _BATCH_AND_PIXELS)
+    scale_cotangent = jnp.sum(
+        cotangent_before_relu(out, cotangent) * standardised, _BATCH_AND_PIXELS
+    )
     out, cotangent = barrier((out, cotangent))
-    to_bias = jnp.sum(to_standardise(out, cotangent), _BATCH_AND_PIXELS)
-    return to_planes.astype(planes.dtype), to_scale, to_bias
+    bias_cotangent = jnp.sum(cotangent_before_relu(out, cotangent), _BATCH_AND_PIXELS)
+    return planes_cotangent.astype(planes.dtype), scale_cotangent, bias_cotangent
 
 
 instance_norm.defvjp(_instance_norm_forward, _instance_norm_backward)
@@ -163,13 +165,13 @@ def _batch_norm_backward(
 
     # One copy for each use: XLA would write a shared result to memory and read it again.
     large, copy = (barrier((planes, out, cotangent, mean, factor)) for _ in range(2))
-    to_bias = jnp.sum(passed_and_standardised(*large)[0], _BATCH_AND_PIXELS)
-    to_scale = jnp.sum(jnp.multiply(*passed_and_standardised(*copy)), _BATCH_AND_PIXELS)
+    bias_cotangent = jnp.sum(passed_and_standardised(*large)[0], _BATCH_AND_PIXELS)
+    scale_cotangent = jnp.sum(jnp.multiply(*passed_and_standardised(*copy)), _BATCH_AND_PIXELS)
     count = planes[..., 0].size
-    means = to_bias / count, to_scale / count
+    means = bias_cotangent / count, scale_cotangent / count
     # Written to memory: a product with the transposed gradient would compute it in a slow order.
-    to_planes = materialised(centred, *means, scale * factor, *large)
-    return to_planes, to_scale, to_bias
+    planes_cotangent = materialised(centred, *means, scale * factor, *large)
+    return planes_cotangent, scale_cotangent, bias_cotangent
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
