@@ -156,7 +156,7 @@ RK4 = ([[1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
 def continuous(
     inputs: Array, graph: Graph, num_steps: int, method: tuple[list, list] = RK4
 ) -> Array:
-    """States of all nodes at t = 1; negative ones become zero at the start and after each step."""
+    """States of all nodes at t = 1; `update` and the end of each step rectify negative ones."""
     states = relu(padded(inputs, graph))
     stages, weights = method
     for _ in range(num_steps):

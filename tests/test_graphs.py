@@ -28,7 +28,7 @@ from dnw_jax.graphs.batch_norm import BatchNorm
 from dnw_jax.graphs.blocked import BlockedGraph, backward_edges
 from dnw_jax.graphs.discrete_time import DiscreteTime
 from dnw_jax.graphs.nodes import BatchNormNodes, Nodes
-from dnw_jax.graphs.time_graph import TimeGraph, update
+from dnw_jax.graphs.time_graph import TimeGraph, next_states
 from dnw_jax.ops.barriers import barrier
 from dnw_jax.ops.norms import batch_norm, instance_norm
 from dnw_jax.ops.send import send
@@ -172,7 +172,7 @@ def test_discrete_time_is_the_plain_loop() -> None:
     """Leaving out what is zero or not read changes nothing but the order of the sums."""
     inputs, nodes = jnp.asarray(INPUTS, jnp.float32), node_values(GRAPH)
     weights = jnp.asarray(GRAPH.weights, jnp.float32)
-    states, step = jnp.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, 9))), jax.jit(update)
+    states, step = jnp.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, 9))), jax.jit(next_states)
     for _ in range(4):
         states = step(jax.nn.relu(states), nodes, weights)
     ours = jax.jit(lambda *args: DiscreteTime(4)(*args, slice(10, 12)))(inputs, nodes, weights)

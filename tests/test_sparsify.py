@@ -227,7 +227,7 @@ def test_schedules_are_optax_polynomials(
     schedule = SparsitySchedule(final, begin + length, begin, initial, power)
     polynomial = optax.polynomial_schedule(initial, final, power, length, begin)
     for step in range(begin + length + 3):
-        sparsity = final + (initial - final) * float(schedule.ahead(step))
+        sparsity = final + (initial - final) * float(schedule.remaining(step))
         assert sparsity == pytest.approx(float(polynomial(step)), abs=1e-6)
 
 
@@ -254,8 +254,8 @@ def test_a_growing_sparsity_compiles_once(budget: str, power: float) -> None:
         live.append(sum(counts.values()))
     assert compilations == 1
     size = sum(PARAMS[p.partition("/")[0]]["kernel"].size for p in KERNELS)
-    ahead = [1 - min(max(n - 2, 0) / 8, 1) for n in range(14)]
-    expected = [size * (1 - 0.9 + 0.9 * part**power) for part in ahead]
+    remaining = [1 - min(max(n - 2, 0) / 8, 1) for n in range(14)]
+    expected = [size * (1 - 0.9 + 0.9 * fraction**power) for fraction in remaining]
     np.testing.assert_allclose(live, expected, atol=2)
     assert live[:3] == [size] * 3
     final = kept(sparsify(PARAMS, 0.9, budget), PARAMS)
@@ -274,8 +274,8 @@ def test_the_end_of_a_schedule_is_exact_in_large_layers() -> None:
     size = (2**13 + 1) * (2**12 + 1)
     last = edge_budget(size, 0.3)
     schedule = SparsitySchedule(0.3, end=10)
-    assert int(annealed_budget(size, last, schedule.ahead(10))) == last
-    assert int(annealed_budget(size, last, schedule.ahead(0))) == size
+    assert int(annealed_budget(size, last, schedule.remaining(10))) == last
+    assert int(annealed_budget(size, last, schedule.remaining(0))) == size
 
 
 # Which leaves.

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dnw_jax.data.dataset_info import check_fields
-from dnw_jax.data.prepared import damage_as_user_error, open_source
+from dnw_jax.data.tfds_files import damage_as_user_error, open_source
 from dnw_jax.errors import UserError
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from dnw_jax.data.batches import evaluation_indices, steps_per_epoch, train_indices
 from dnw_jax.data.dataset_info import check_fields
 from dnw_jax.data.photographs import evaluation_image, training_image
-from dnw_jax.data.prepared import first_line, open_source
+from dnw_jax.data.tfds_files import first_line, open_source
 from dnw_jax.errors import UserError
 
 # How many batches each worker decodes ahead.
@@ -242,9 +242,10 @@ def _prefetched(
 
 @contextlib.contextmanager
 def _signals_blocked_in_workers() -> Iterator[None]:
-    """Processes that start inside ignore Ctrl-C and SIGTERM, which may reach a whole group.
+    """Inside this context, new processes block Ctrl-C and SIGTERM.
 
-    The interrupted parent still needs its workers to finish and save; then it ends them.
+    A terminal sends them to the whole process group. The interrupted parent still needs its workers
+    to finish and save; then it ends them.
     """
     _start_resource_tracker()
     original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -255,9 +256,10 @@ def _signals_blocked_in_workers() -> Iterator[None]:
 
 
 def _start_resource_tracker() -> None:
-    """Starts Python's resource tracker before the signals are blocked: its start unblocks them.
+    """Starts Python's resource tracker before the signals are blocked.
 
-    The tracker frees the shared memory that Grain leaves behind, and would warn about it.
+    Starting it later would unblock them. The tracker frees the shared memory that Grain leaves
+    behind, and would warn about it.
     """
     ignore_warning = "ignore:resource_tracker:UserWarning"
     sys.warnoptions.append(ignore_warning)  # the new process inherits these options

@@ -153,17 +153,17 @@ def lower_in_time(builder: Builder, part: str, graph: TimeGraph, value: str) -> 
     active = parts.relu("inputs.relu", value, parts.inputs)
     if not isinstance(graph.dynamics, DiscreteTime):
         start = parts.add(AppendZeros, "start", active, num_channels=len(every), nodes=every)
-        derivative = _lower_update(parts, "field", start, every, every)
+        derivative = _lower_next_states(parts, "field", start, every, every)
         state = parts.add(Solve, "end", start, derivative, nodes=every)
         return parts.add(Slice, "outputs", state, channels=outputs, nodes=outputs)
     sources = parts.inputs
     for step in range(graph.dynamics.num_steps - 1):
-        state = _lower_update(parts, f"step_{step}", active, sources, every)
+        state = _lower_next_states(parts, f"step_{step}", active, sources, every)
         active, sources = parts.relu(f"step_{step}.relu", state, every), every
-    return _lower_update(parts, "last_step", active, sources, outputs)
+    return _lower_next_states(parts, "last_step", active, sources, outputs)
 
 
-def _lower_update(
+def _lower_next_states(
     parts: GraphBuilder, label: str, active: str, sources: range, targets: range
 ) -> str:
     """Appends f(W Z) of rectified states Z: convolve, send along the edges, normalise."""

@@ -142,6 +142,6 @@ def lower(model: "nnx.Module", image_size: int = 224) -> Network:
     Raises:
       UserError: the model is not one of this package.
     """
-    from dnw_jax.deploy.lowering import lowered  # noqa: PLC0415 - it imports JAX
+    from dnw_jax.deploy.lower_models import lowered  # noqa: PLC0415 - it imports JAX
 
     return lowered(model, image_size)

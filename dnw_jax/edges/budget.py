@@ -127,19 +127,20 @@ class SparsitySchedule:
         if not self.power > 0:
             raise ValueError(f"power is {self.power}; it must be above 0")
 
-    def ahead(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """Returns the part of the way from initial to final that is left after `step` updates."""
+    def remaining(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """Returns the fraction of the way to `final` that is still to go after `step`."""
         done = (jnp.asarray(step, jnp.float32) - self.begin) / (self.end - self.begin)
         return (1 - jnp.clip(done, 0, 1)) ** self.power
 
 
 def annealed_budget(
-    first: int, last: Int[Array, ""] | int, ahead: Float[Array, ""] | float
+    first: int, last: Int[Array, ""] | int, remaining: Float[Array, ""] | float
 ) -> Int[Array, ""]:
-    """Returns the number of edges when the part `ahead` of the way from `first` to `last` is left.
+    """Returns the number of edges with the fraction `remaining` of the way to `last` still to go.
 
-    The result is exactly `last` when `ahead` is 0 or less, although float32 cannot represent every
-    number above 2**24: only the difference to `last` is computed in float32.
+    The way begins at `first`. The result is exactly `last` when `remaining` is 0 or less, although
+    float32 cannot represent every number above 2**24: only the difference to `last` is computed in
+    float32.
     """
-    more = jnp.round((first - last) * jnp.maximum(ahead, 0)).astype(jnp.int32)
+    more = jnp.round((first - last) * jnp.maximum(remaining, 0)).astype(jnp.int32)
     return last + more

@@ -73,8 +73,8 @@ def matches(path: str, pattern: str) -> bool:
     )
 
 
-def names(pattern: str, path: str) -> bool:
-    """Whether a pattern names this leaf: no mere folder, and no mere wildcard for its last part."""
+def names_leaf(pattern: str, path: str) -> bool:
+    """Returns True if the pattern spells out the leaf's own name, not only its folder or `*`."""
     last = re.split(r"[/.]", pattern)[-1]
     leaf_name = path.rpartition("/")[2]
     return pattern in (path, path.replace("/", ".")) or (

@@ -15,7 +15,7 @@ from dnw_jax.edges.budget import Sparsity, check_fraction
 from dnw_jax.edges.select import edge_mask
 from dnw_jax.edges.straight_through import straight_through
 
-State = Array | None  # None for a rule without a state
+State = Array | None  # what a rule remembers of one layer; None for a rule without a state
 
 
 @dataclass(frozen=True)

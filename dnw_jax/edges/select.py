@@ -4,12 +4,13 @@ The bit pattern of a non-negative float grows with its value. So the threshold b
 magnitudes and the others can be found by counting how many magnitudes lie above a candidate. A
 count is O(size) and moves no data.
 
-One pass over the weights counts several candidates at once: in the first pass the quantiles of a
-sample, in the later ones values near the place where the k-th magnitude lies if the magnitudes in
-the bracket are evenly spread. The search ends when exactly k magnitudes lie above a candidate, or
-when all magnitudes in the bracket are equal (`ties` then chooses among them). It usually takes two
-to seven passes (`python -m experiments.benchmarks.selection_passes`). Every pass after the first at
-least halves the bracket of bit patterns, so there are never more passes than bits.
+A bracket is a pair of bit patterns around the k-th magnitude. One pass over the weights counts
+several candidates at once and narrows the bracket. The candidates of the first pass are quantiles
+of a sample. Later passes interpolate in the bracket, as if its magnitudes were evenly spread. The
+search ends when exactly k magnitudes lie above a candidate, or when all magnitudes in the bracket
+are equal (`ties` then chooses among them). It usually takes two to seven passes
+(`python -m experiments.benchmarks.selection_passes`). Every pass after the first at least halves
+the bracket, so the number of passes never exceeds the number of bits.
 
 Under jit with sharded weights a pass is three all-reduces of a few numbers, and the sample is one
 more. Nothing else leaves its device.
@@ -93,8 +94,8 @@ _SAMPLE_SIZE = 1024  # elements, of all arrays together
 _LONG_ROW = 64  # elements
 # Candidates of the first pass: standard deviations from the sample's estimate of the threshold.
 _SAMPLE_DEVIATIONS = (-3.0, -1.0, 0.0, 1.0, 3.0)
-# Candidates of later passes: standard deviations from the interpolated threshold. The k-th
-# magnitude lies in each interval between two neighbours with equal probability.
+# Candidates of later passes: standard deviations from the interpolated threshold. These five values
+# cut a normal distribution into six parts of equal probability.
 _INTERPOLATION_DEVIATIONS = (-0.967, -0.431, 0.0, 0.431, 0.967)
 
 
@@ -126,12 +127,12 @@ def _masks(weights: list[Float[Array, "..."]], count: Int[Array, ""]) -> list[Bo
     low, count_low, high, count_high, _ = find_bracket(weights, jnp.maximum(count, 1))
     magnitudes = [magnitude_bits(array) for array in weights]
     tied = [(low <= magnitude) & (magnitude < high) for magnitude in magnitudes]
-    ties = first_true(tied, count - count_high, in_all=count_low - count_high)
+    ties = first_true(tied, count - count_high, num_tied=count_low - count_high)
     return [(m >= high) | tie for m, tie in zip(magnitudes, ties, strict=True)]
 
 
 def find_bracket(weights: list[Array], count: Array) -> _Bracket:
-    """Returns the smallest bracket around the `count`-th largest magnitude (1-based).
+    """Narrows the bracket until it fixes which magnitudes are the `count` largest, and returns it.
 
     When it returns, exactly `count` magnitudes are >= `low`, or all magnitudes still inside the
     bracket are equal.
@@ -151,8 +152,8 @@ def find_bracket(weights: list[Array], count: Array) -> _Bracket:
         counts_by_array, least, most = map(jnp.stack, zip(*results, strict=True))
         counts = jnp.sum(counts_by_array, 0)
         enough = counts >= count
-        # Both ends move up to magnitudes that occur. So if all magnitudes inside are equal,
-        # high - low becomes 1 and the search ends.
+        # `low` rises at least to the least magnitude inside; `high` falls at least to one above the
+        # largest. So if all magnitudes inside are equal, high - low becomes 1 and the search ends.
         return _Bracket(
             jnp.maximum(jnp.max(jnp.where(enough, candidates, low)), jnp.min(least)),
             jnp.min(jnp.where(enough, counts, bracket.count_low)),
@@ -183,9 +184,9 @@ def _scan(
       magnitude < `high`.
     """
     magnitudes = magnitude_bits(weights)
-    on_cpu = _scan_by_sums if jax.device_count() > 1 else _scan_by_one_reduction
+    scan_on_cpu = _scan_by_sums if jax.device_count() > 1 else _scan_by_one_reduction
     return lax.platform_dependent(
-        magnitudes, candidates, low, high, cpu=on_cpu, default=_scan_by_sums
+        magnitudes, candidates, low, high, cpu=scan_on_cpu, default=_scan_by_sums
     )
 
 
@@ -233,15 +234,17 @@ def _combine(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, ...]:
 def _quantiles(weights: list[Array], count: Array) -> Array:
     """Returns the candidates of the first pass: quantiles of a sample near the `count`-th.
 
-    One more candidate lies just above the middle quantile.
+    One more candidate lies just above the middle quantile, because many magnitudes may be equal to
+    this quantile. If the `count`-th is one of them, the bracket then holds nothing else, and the
+    search ends after this pass.
     """
     size = sum(array.size for array in weights)
     samples = [_sample(array, math.ceil(_SAMPLE_SIZE * array.size / size)) for array in weights]
     ordered = jnp.sort(magnitude_bits(jnp.concatenate(samples)))[::-1]
-    part = count.astype(jnp.float32) / size
-    deviation = jnp.sqrt(part * (1 - part) / len(ordered))
-    parts = part + jnp.array(_SAMPLE_DEVIATIONS, jnp.float32) * deviation
-    ranks = jnp.clip(jnp.ceil(parts * len(ordered)).astype(jnp.int32) - 1, 0, len(ordered) - 1)
+    fraction = count.astype(jnp.float32) / size
+    deviation = jnp.sqrt(fraction * (1 - fraction) / len(ordered))
+    fractions = fraction + jnp.array(_SAMPLE_DEVIATIONS, jnp.float32) * deviation
+    ranks = jnp.clip(jnp.ceil(fractions * len(ordered)).astype(jnp.int32) - 1, 0, len(ordered) - 1)
     quantiles = ordered[ranks]
     return jnp.append(quantiles, quantiles[len(_SAMPLE_DEVIATIONS) // 2] + 1)
 
@@ -259,16 +262,17 @@ def _sample(weights: Float[Array, "*shape"], number: int) -> Float[Array, " numb
 def _interpolated(bracket: _Bracket, count: Array, dtype: jnp.dtype) -> Array:
     """Returns the candidates of a later pass: values near the interpolated `count`-th magnitude.
 
-    The interpolation takes the magnitudes in the bracket as evenly spread. One more candidate is
-    the middle of the bracket's bit patterns, which halves the bracket in any case.
+    The interpolation assumes that the magnitudes in the bracket are evenly spread. One more
+    candidate is the middle of the bracket's bit patterns, which halves the bracket in any case.
     """
     low, count_low, high, count_high, _ = bracket
     inside = (count_low - count_high).astype(jnp.float32)
-    part = (count_low - count).astype(jnp.float32) / inside
-    deviation = jnp.sqrt(part * (1 - part) / inside)
-    parts = jnp.clip(part + jnp.array(_INTERPOLATION_DEVIATIONS, jnp.float32) * deviation, 0, 1)
+    fraction = (count_low - count).astype(jnp.float32) / inside
+    deviation = jnp.sqrt(fraction * (1 - fraction) / inside)
+    offsets = jnp.array(_INTERPOLATION_DEVIATIONS, jnp.float32) * deviation
+    fractions = jnp.clip(fraction + offsets, 0, 1)
     least, most = (lax.bitcast_convert_type(bits, dtype) for bits in (low, high - 1))
-    values = least + (most - least) * parts.astype(dtype)
+    values = least + (most - least) * fractions.astype(dtype)
     middle = low + (high - low) // 2
     candidates = jnp.where(jnp.isfinite(values), magnitude_bits(values), middle)
     return jnp.append(candidates, middle)

@@ -198,10 +198,12 @@ class Sparsifier:
         self, weights: Mapping[str, Array], step: Step | None
     ) -> Mapping[str, Int[Array, ""] | int]:
         """Returns the number of edges kept in each leaf at `step`, or at the schedule's end."""
-        ahead = None if self.schedule is None or step is None else self.schedule.ahead(step)
+        remaining = None
+        if self.schedule is not None and step is not None:
+            remaining = self.schedule.remaining(step)
 
         def at_step(first: int, last: int) -> Int[Array, ""] | int:
-            return last if ahead is None else annealed_budget(first, last, ahead)
+            return last if remaining is None else annealed_budget(first, last, remaining)
 
         if isinstance(self.first, int):
             assert isinstance(self.last, int)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dnw_jax.edges import budget as budgets
 from dnw_jax.edges.budget import Sparsity, SparsitySchedule, edge_budget
-from dnw_jax.edges.paths import can_be_sparse, holds_edges, matches, named_leaves, names
+from dnw_jax.edges.paths import can_be_sparse, holds_edges, matches, named_leaves, names_leaf
 from dnw_jax.edges.rule import Rule
 from dnw_jax.edges.rules import FixedMask, L1Anneal, Random, find_rule
 from dnw_jax.edges.sparsifier import Sparsifier
@@ -113,7 +113,7 @@ def _select_leaves(
         return [
             p
             for p in patterns
-            if matches(path, p) and (holds_edges(path, shapes[path]) or names(p, path))
+            if matches(path, p) and (holds_edges(path, shapes[path]) or names_leaf(p, path))
         ]
 
     excluded = _as_list(exclude, "exclude") or []

@@ -14,7 +14,7 @@ from dnw_jax.edges.select import edge_mask, magnitude_bits
 
 @dataclass(frozen=True)
 class _Structured(Rule):
-    """A rule with another mask than DNW; every edge learns, as with DNW."""
+    """The base of rules that keep equally many edges per target or group; every edge learns."""
 
     every_edge_learns: ClassVar[bool] = True
 

@@ -1,7 +1,9 @@
-"""Marks the first of several equal magnitudes in row-major order, and counts True elements.
+"""Marks the first k True elements of masks in row-major order, and counts True elements.
+
+`select` marks the magnitudes that are equal to its threshold, and keeps the first of them.
 
 A cumulative sum over the flat mask would gather a sharded mask on one device. Instead the search
-goes axis by axis: it finds the row that holds the last wanted element, then the position in that
+goes axis by axis: it finds the row that holds the last of the k elements, then the position in that
 row, from counts along one axis at a time.
 """
 
@@ -12,34 +14,35 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+_UNKNOWN_END = -1
+
 
 def first_true(
-    tied: list[Bool[Array, "..."]], count: Int[Array, ""], in_all: Int[Array, ""]
+    tied: list[Bool[Array, "..."]], count: Int[Array, ""], num_tied: Int[Array, ""]
 ) -> list[Bool[Array, "..."]]:
     """Marks the first `count` True elements, array by array, each in row-major order.
 
     Args:
       tied: masks of any shapes.
-      count: number of True elements to keep, in 0..in_all.
-      in_all: number of True elements of all masks.
+      count: number of True elements to keep, in 0..num_tied.
+      num_tied: number of True elements of all masks.
     """
-    undecided = -1
 
     def find_ends(ends: list[Array]) -> list[Array]:
         # Depends on the loop carry. Otherwise XLA hoists this out of the loop and runs it even when
         # the loop body never executes.
-        masks = [mask & (end == undecided) for mask, end in zip(tied, ends, strict=True)]
+        masks = [mask & (end == _UNKNOWN_END) for mask, end in zip(tied, ends, strict=True)]
         totals = list(map(num_true, masks))
         before = itertools.accumulate(totals[:-1], initial=jnp.int32(0))
         wanted = [jnp.clip(count - b, 0, total) for b, total in zip(before, totals, strict=True)]
         return list(map(_end_of_first, masks, wanted))
 
-    # Usually all are wanted, and the loop does nothing; otherwise it runs once. A `lax.cond` would
-    # run both branches under vmap.
+    # This loop is an `if`: it runs once if some ties are left out, and never otherwise. Under vmap
+    # a `lax.cond` would run both branches.
     ends = lax.while_loop(
-        lambda ends: ends[0] == undecided,
+        lambda ends: ends[0] == _UNKNOWN_END,
         find_ends,
-        [jnp.where(count == in_all, mask.size, undecided) for mask in tied],
+        [jnp.where(count == num_tied, mask.size, _UNKNOWN_END) for mask in tied],
     )
     return [mask & (_flat_index(mask.shape) < end) for mask, end in zip(tied, ends, strict=True)]
 
@@ -51,15 +54,15 @@ def _end_of_first(mask: Bool[Array, "*shape"], count: Int[Array, ""]) -> Int[Arr
     """
     if not mask.size:
         return jnp.int32(0)
-    last = jnp.int32(0)
+    flat_index = jnp.int32(0)
     rank = count  # of the wanted element among the True elements that are left in `mask`
     for axis, stride in enumerate(_strides(mask.shape)):
         others = tuple(other for other in range(mask.ndim) if other != axis)
         position, before = _find_bin(rank, _true_along(mask, others))
         rank -= before
-        last += position * stride
+        flat_index += position * stride
         mask &= lax.broadcasted_iota(jnp.int32, mask.shape, axis) == position
-    return jnp.where(count > 0, last + 1, 0)
+    return jnp.where(count > 0, flat_index + 1, 0)
 
 
 def _find_bin(rank: Int[Array, ""], counts: Int[Array, " n"]) -> tuple[Array, Array]:

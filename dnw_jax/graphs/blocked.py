@@ -17,15 +17,16 @@ from dnw_jax.ops.send import send
 
 
 class BlockedGraph(nnx.Module):
-    """An acyclic graph whose nodes fire block by block: normalise, activate, send along the edges.
+    """An acyclic graph whose nodes fire block by block: normalise, rectify, convolve, send.
 
     A block's state is the sum of what all earlier blocks sent to it. The first block holds the
     graph's inputs. `inner_outputs` sets which nodes are the outputs:
 
     - None: the last block. It does not fire, and no edge leads to the first block. The edge matrix
       is [all nodes except the last block's, all nodes except the first block's].
-    - n: the last n nodes, which are part of the last block. That block fires, too, and its signal
-      reaches the outputs, themselves included. The edge matrix is [all nodes, all nodes].
+    - n: the last n nodes, which are part of the last block. That block fires, too, and all its
+      nodes send to the outputs, so an output can send to itself. The edge matrix is
+      [all nodes, all nodes].
 
     Entries of the edge matrix that point backwards are never used, but count when edges are chosen:
     the published code defines the budget this way.
@@ -33,7 +34,7 @@ class BlockedGraph(nnx.Module):
     Args:
       block_sizes: number of nodes of each block, inputs first.
       nodes: the nodes that fire.
-      sparsity: the fraction of edges that are not real, in [0, 1).
+      sparsity: the fraction of edges that are not real, in [0, 1].
       rule: chooses the real edges.
       inner_outputs: None, or at most the size of the last block.
       stride: of the first block's convolution.
@@ -84,8 +85,8 @@ class BlockedGraph(nnx.Module):
         ends = [0, *itertools.accumulate(self.block_sizes)]
         blocks = [slice(start, end) for start, end in itertools.pairwise(ends)]
         first_column = ends[-1] - weights.shape[1]
-        # One product for each pair of blocks. One product for each source block would have to be
-        # split into its targets; one growing state would be copied at each block.
+        # We multiply once for each pair of blocks. A product for each source block would need
+        # splitting; one growing state would be copied at each block.
         rectangles = [
             (source.start, source.stop, target.start - first_column, target.stop - first_column)
             for index, target in enumerate(blocks)
@@ -128,10 +129,10 @@ def _cut_forward(rectangles: Rectangles, matrix: Matrix) -> tuple[list[Array], M
 
 
 def _cut_backward(rectangles: Rectangles, zeros: Matrix, cotangents: list[Array]) -> tuple[Matrix]:
-    to_matrix = zeros
+    matrix_cotangent = zeros
     for (top, _, left, _), cotangent in zip(rectangles, cotangents, strict=True):
-        to_matrix = lax.dynamic_update_slice(to_matrix, cotangent, (top, left))
-    return (to_matrix,)
+        matrix_cotangent = lax.dynamic_update_slice(matrix_cotangent, cotangent, (top, left))
+    return (matrix_cotangent,)
 
 
 _cut.defvjp(_cut_forward, _cut_backward)

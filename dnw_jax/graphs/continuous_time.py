@@ -18,8 +18,9 @@ from dnw_jax.ops.send import send
 class ContinuousTime:
     """Returns the state at t = 1 of dZ/dt = f(W Z), where Z(0) holds the inputs and zeros.
 
-    Negative states become zero at the start and after each step, because the ReLU of the published
-    code works in place on the solver's state. The published accuracies were reached this way.
+    Negative states become zero at the start, at every stage and at the end of each step, because
+    the ReLU of the published code works in place on the solver's state. The published accuracies
+    were reached this way.
 
     With the defaults the solver takes the same steps as the published code (torchdiffeq's dopri5):
     Hairer's heuristic sets the first step, the error of the whole batch sets the others, the last

@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from dnw_jax.graphs.nodes import EVERY_NODE, NodeValues
-from dnw_jax.graphs.time_graph import update
+from dnw_jax.graphs.time_graph import next_states
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class DiscreteTime:
         del mask  # no example influences another
         rectified, sources = jax.nn.relu(inputs), slice(inputs.shape[-1])
         for _ in range(self.num_steps - 1):
-            rectified = update(rectified, nodes, weights, sources, rectify=True)
+            rectified = next_states(rectified, nodes, weights, sources, rectify=True)
             sources = EVERY_NODE
-        return update(rectified, nodes, weights, sources, outputs)
+        return next_states(rectified, nodes, weights, sources, outputs)

@@ -87,7 +87,7 @@ class SparseLayer(nnx.Module):
         self._set_rule_state(rule.init(key, self.weights, self.num_edges, forbidden))
 
     def _init_user_rule(self, name: str | Rule, sparsity: Sparsity | None, rngs: nnx.Rngs) -> None:
-        """Sets the same attributes from the arguments of SparseLinear and SparseConv."""
+        """Calls `_init_rule` with a rule by name, a checked sparsity, and a key only if needed."""
         rule = find_rule(name)
         # Take a key only if the rule draws one: then the next layers that are built from `rngs` get
         # the weights that Flax's layers would get.

@@ -11,7 +11,7 @@ from dnw_jax.graphs.nodes import EVERY_NODE, EVERY_PIXEL, Nodes, NodeValues
 from dnw_jax.ops.send import send
 
 
-def update(
+def next_states(
     rectified: Float[Array, "batch height width sources"],
     nodes: NodeValues,
     weights: Float[Array, "nodes nodes"],

@@ -139,16 +139,16 @@ def _gradients(
         (window - 1 - padding, size + padding - 1 - (out - 1) * stride)
         for size, out, window in sizes
     ]
-    to_planes = lax.conv_general_dilated(
+    planes_cotangent = lax.conv_general_dilated(
         cotangent, flipped, (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=_ORDER
     )
     # Images and channels change places, because a convolution sums over channels.
     by_input, by_pixel = keep((planes.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
     ends = [(padding, window + (out - 1) * stride - size - padding) for size, out, window in sizes]
-    to_kernel = lax.conv_general_dilated(
+    kernel_cotangent = lax.conv_general_dilated(
         by_input, by_pixel, (1, 1), ends, rhs_dilation=(stride, stride), dimension_numbers=_ORDER
     )
-    return to_planes, keep(to_kernel).transpose(1, 2, 0, 3)
+    return planes_cotangent, keep(kernel_cotangent).transpose(1, 2, 0, 3)
 
 
 _convolve.defvjp(_forward, _backward)

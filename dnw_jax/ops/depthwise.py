@@ -72,9 +72,9 @@ def _backward(stride: int, residuals: tuple[Array, Array], cotangent: Array) -> 
         cotangent = _dilate(cotangent, stride, planes.shape[1:3])
 
     def gradients(planes: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        to_planes = _correlate(cotangent, kernel[::-1, ::-1])
-        to_kernel = _kernel_gradient(planes, cotangent)
-        return to_planes.astype(planes.dtype), to_kernel.astype(kernel.dtype)
+        planes_cotangent = _correlate(cotangent, kernel[::-1, ::-1])
+        kernel_cotangent = _kernel_gradient(planes, cotangent)
+        return planes_cotangent.astype(planes.dtype), kernel_cotangent.astype(kernel.dtype)
 
     return materialised(gradients, planes, kernel, cotangent)
 

@@ -1,9 +1,8 @@
 """Normalisation of planes, over the pixels of each image or over the batch; float32 statistics.
 
-The gradients are hand-written because XLA:CPU turns an expression with its reductions into one pass
-through the cache only if nothing else reads the intermediate values. So the backward passes keep
-the planes and compute means and variances again, separately for each result, instead of storing
-intermediate values.
+XLA:CPU fuses an expression with its reductions into one pass if each intermediate value has one
+reader. So the hand-written backward passes compute each result separately, and store only planes
+and statistics of each node.
 """
 
 import functools
@@ -26,9 +25,10 @@ PerNode = Float[Array, " nodes"]
 def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool = False) -> Planes:
     """Returns planes with mean 0 and variance 1 over their pixels, then scaled and shifted.
 
-    The gradient is hand-written so that each result is one pass: see the top of this file.
-    Measured alone, autodiff is as fast (0.88 of the time; jax 0.10.2,
-    `python -m experiments.benchmarks.gradients`).
+    The gradient is hand-written so that each result is one pass: see the top of this file. This
+    paid inside training steps of static graphs when it was written (with the ReLU). Measured alone
+    today it does not pay: autodiff takes 0.88 of the time (jax 0.10.2,
+    `python -m experiments.benchmarks.gradients`, experiments/results/gradients_2026-11-27.md).
 
     Args:
       planes: each plane of each image is normalised by itself.
@@ -60,30 +60,32 @@ def _instance_norm_forward(
 def _instance_norm_backward(
     rectify: bool, residuals: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, Array]:
-    def to_standardise(out: Array, cotangent: Array) -> Array:
+    def cotangent_before_relu(out: Array, cotangent: Array) -> Array:
         return _through_relu(out, cotangent, rectify).astype(jnp.float32)
 
     planes, scale, out = barrier(residuals)
-    values, passed = planes.astype(jnp.float32), to_standardise(out, cotangent)
+    values, passed = planes.astype(jnp.float32), cotangent_before_relu(out, cotangent)
     centred = values - jnp.mean(values, _PIXELS, keepdims=True)
     factor = lax.rsqrt(jnp.mean(jnp.square(centred), _PIXELS, keepdims=True) + _EPSILON)
     standardised = centred * factor
     mean = jnp.mean(passed, _PIXELS, keepdims=True)
-    slope = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
-    to_planes = (passed - mean - standardised * slope) * scale * factor
+    mean_product = jnp.mean(passed * standardised, _PIXELS, keepdims=True)
+    planes_cotangent = (passed - mean - standardised * mean_product) * scale * factor
     planes, out, cotangent = barrier((planes, out, cotangent))
     standardised = _standardise(planes.astype(jnp.float32))
-    to_scale = jnp.sum(to_standardise(out, cotangent) * standardised, _BATCH_AND_PIXELS)
+    scale_cotangent = jnp.sum(
+        cotangent_before_relu(out, cotangent) * standardised, _BATCH_AND_PIXELS
+    )
     out, cotangent = barrier((out, cotangent))
-    to_bias = jnp.sum(to_standardise(out, cotangent), _BATCH_AND_PIXELS)
-    return to_planes.astype(planes.dtype), to_scale, to_bias
+    bias_cotangent = jnp.sum(cotangent_before_relu(out, cotangent), _BATCH_AND_PIXELS)
+    return planes_cotangent.astype(planes.dtype), scale_cotangent, bias_cotangent
 
 
 instance_norm.defvjp(_instance_norm_forward, _instance_norm_backward)
 
 
 def _through_relu(out: Array, cotangent: Array, rectify: bool) -> Array:
-    # The sign of a ReLU's result is 0 or 1. XLA:CPU does not vectorise a comparison.
+    # Multiplies by the sign, which is 0 or 1. A comparison would not be vectorised.
     return cotangent * jnp.sign(out) if rectify else cotangent
 
 
@@ -156,20 +158,20 @@ def _batch_norm_backward(
         passed = _through_relu(out, cotangent, rectify).astype(jnp.float32)
         return passed, (planes.astype(jnp.float32) - mean) * factor
 
-    def centred(mean_passed: Array, mean_slope: Array, scale: Array, *large: Array) -> Array:
+    def centred(mean_passed: Array, mean_product: Array, scale: Array, *large: Array) -> Array:
         passed, standardised = passed_and_standardised(*large)
-        centred = passed - mean_passed - standardised * mean_slope
+        centred = passed - mean_passed - standardised * mean_product
         return (centred * scale).astype(planes.dtype)
 
     # One copy for each use: XLA would write a shared result to memory and read it again.
     large, copy = (barrier((planes, out, cotangent, mean, factor)) for _ in range(2))
-    to_bias = jnp.sum(passed_and_standardised(*large)[0], _BATCH_AND_PIXELS)
-    to_scale = jnp.sum(jnp.multiply(*passed_and_standardised(*copy)), _BATCH_AND_PIXELS)
+    bias_cotangent = jnp.sum(passed_and_standardised(*large)[0], _BATCH_AND_PIXELS)
+    scale_cotangent = jnp.sum(jnp.multiply(*passed_and_standardised(*copy)), _BATCH_AND_PIXELS)
     count = planes[..., 0].size
-    means = to_bias / count, to_scale / count
+    means = bias_cotangent / count, scale_cotangent / count
     # Written to memory: a product with the transposed gradient would compute it in a slow order.
-    to_planes = materialised(centred, *means, scale * factor, *large)
-    return to_planes, to_scale, to_bias
+    planes_cotangent = materialised(centred, *means, scale * factor, *large)
+    return planes_cotangent, scale_cotangent, bias_cotangent
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -33,13 +33,14 @@ class _SolverState(NamedTuple):
     Attributes:
       time: how far the solve is.
       length: how long the next step will be.
-      state, slope, outputs: at `time`; `outputs` at t = 1 if the last step went past it.
+      state, slope: at `time`.
+      outputs: the output nodes at `time`, or at t = 1 if `time` is later.
       num_tries: steps that were tried.
       num_accepted: steps that were accepted; all arrays below keep only these.
       times, lengths: when each step started and how long it was.
-      saved_states: state and slope at the start of some steps: of every `stride`-th step, and of
-        others while slots are free.
-      saved_products: the products of these steps.
+      saved_states: state and slope at the start of each step in `saved_steps`. Every `stride`-th
+        step has a slot; other steps use free slots.
+      saved_products: the products of the steps in `saved_steps`.
       saved_steps: which step each slot holds; -1 marks a free slot.
       stride: doubles when all slots are full.
     """
@@ -67,12 +68,12 @@ class _SolverState(NamedTuple):
 def solve_ode(problem: OdeProblem, inputs: Inputs, args: Any, mask: Mask | None = None) -> Outputs:
     """Returns the output nodes at t = 1 of dZ/dt = vector_field(Z, args).
 
-    The state is rectified after each step. Adaptive steps go past t = 1 and interpolate back. One
-    step length serves the whole batch. Step lengths are not differentiated.
+    The state is rectified at every stage and at the end of each step. Adaptive steps go past t = 1
+    and interpolate back. One step length serves the whole batch and is not differentiated.
 
-    The gradient is hand-written because JAX cannot differentiate a `while_loop` in reverse, and to
-    store few states: see the top of this file. Autodiff through a scan of fixed
-    steps takes 1.1 times as long and stores every step (jax 0.10.2,
+    The gradient is hand-written because JAX cannot differentiate a `while_loop` in reverse. The
+    hand-written gradient also stores few states (top of this file). Autodiff through a scan of
+    fixed steps takes 1.1 times as long and stores every step (jax 0.10.2,
     `python -m experiments.benchmarks.gradients`).
 
     Args:
@@ -95,7 +96,7 @@ def _solve(
     problem: OdeProblem, inputs: Inputs, args: Any, mask: Mask | None
 ) -> tuple[_SolverState, Product]:
     """Returns the solution and the vector field's product at t = 0."""
-    num_saved, count = min(problem.max_steps, _MAX_SAVED), jnp.int32
+    num_saved = min(problem.max_steps, _MAX_SAVED)
     slope, product = problem.vector_field(inputs, args)
     num_silent = slope.shape[-1] - inputs.shape[-1]
     start = jnp.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, num_silent)))
@@ -142,14 +143,14 @@ def _solve(
             state=start,
             slope=slope,
             outputs=start[..., problem.outputs],
-            num_tries=count(0),
-            num_accepted=count(0),
+            num_tries=jnp.int32(0),
+            num_accepted=jnp.int32(0),
             times=jnp.zeros(problem.max_steps),
             lengths=jnp.zeros(problem.max_steps),
             saved_states=jnp.zeros((num_saved, 2, *start.shape), start.dtype),
             saved_products=jnp.zeros(products_shape, product.dtype),
             saved_steps=jnp.full(num_saved, -1),
-            stride=count(1),
+            stride=jnp.int32(1),
         ),
     )
     return solved, product
@@ -169,7 +170,8 @@ def _fixed_step(problem: OdeProblem, now: _SolverState) -> tuple[Scalar, Scalar]
 def _slot_for_step(now: _SolverState) -> tuple[Count, Count]:
     """Returns the slot in which the next step is saved, and the stride.
 
-    The stride doubles when no slot is free. This frees every slot whose step is no multiple of it.
+    The stride doubles when no slot is free. This frees every slot whose step is no multiple of the
+    new stride.
     """
 
     def is_free(stride: Array) -> Array:
@@ -225,26 +227,32 @@ def _solve_backward(
         )
         return state, slope, products
 
-    def pull_back(count: Array, cotangents: tuple[State, State, Any]) -> tuple[State, State, Any]:
-        to_state, to_slope, to_args = cotangents
-        index = solved.num_accepted - 1 - count
+    def pull_back(
+        num_done: Array, cotangents: tuple[State, State, Any]
+    ) -> tuple[State, State, Any]:
+        state_cotangent, slope_cotangent, args_cotangent = cotangents
+        index = solved.num_accepted - 1 - num_done
         state, slope, products = restore(index)
         _, pull_step = jax.vjp(
             lambda z, f, a: repeat_step(index, z, f, a, products)[:3], state, slope, args
         )
-        to_outputs = jnp.where(count == 0, cotangent, 0)
-        to_state, to_slope, more_to_args = pull_step((to_state, to_slope, to_outputs))
-        return to_state, to_slope, jax.tree.map(jnp.add, to_args, more_to_args)
+        outputs_cotangent = jnp.where(num_done == 0, cotangent, 0)
+        state_cotangent, slope_cotangent, added = pull_step(
+            (state_cotangent, slope_cotangent, outputs_cotangent)
+        )
+        return state_cotangent, slope_cotangent, jax.tree.map(jnp.add, args_cotangent, added)
 
     zeros = jnp.zeros_like(solved.state)
     cotangents = zeros, zeros, jax.tree.map(jnp.zeros_like, args)
-    to_start, to_slope, to_args = lax.fori_loop(0, solved.num_accepted, pull_back, cotangents)
+    start_cotangent, slope_cotangent, args_cotangent = lax.fori_loop(
+        0, solved.num_accepted, pull_back, cotangents
+    )
     _, pull_first_slope = jax.vjp(
         lambda *at: problem.vector_field(*at, product_at_start)[0], inputs, args
     )
-    more_to_inputs, more_to_args = pull_first_slope(to_slope)
-    to_inputs = to_start[..., : inputs.shape[-1]] + more_to_inputs
-    return to_inputs, jax.tree.map(jnp.add, to_args, more_to_args), None
+    added_to_inputs, added_to_args = pull_first_slope(slope_cotangent)
+    inputs_cotangent = start_cotangent[..., : inputs.shape[-1]] + added_to_inputs
+    return inputs_cotangent, jax.tree.map(jnp.add, args_cotangent, added_to_args), None
 
 
 solve_ode.defvjp(_solve_forward, _solve_backward)

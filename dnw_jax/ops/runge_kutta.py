@@ -1,4 +1,4 @@
-"""One step of an explicit Runge-Kutta method whose stages and end are rectified.
+"""One step of an explicit Runge-Kutta method, rectified at every stage and at its end.
 
 The coefficients and the interpolations are diffrax's. The rectification is that of the published
 code: its ReLU works in place on the states that the solver passes to the network, so that negative
@@ -222,9 +222,9 @@ def _rectified_step_backward(
     length, end = residuals
     # The sign of a rectified value is 0 or 1. The product is written to memory because the
     # cotangents of the state and of all slopes read it.
-    to_state = materialised(lambda cotangent, end: cotangent * jnp.sign(end), cotangent, end)
-    to_slopes = tuple(length * factor * to_state for factor in coefficients)
-    return jnp.zeros_like(length), to_state, to_slopes
+    state_cotangent = materialised(lambda cotangent, end: cotangent * jnp.sign(end), cotangent, end)
+    slope_cotangents = tuple(length * factor * state_cotangent for factor in coefficients)
+    return jnp.zeros_like(length), state_cotangent, slope_cotangents
 
 
 rectified_step.defvjp(_rectified_step_forward, _rectified_step_backward)

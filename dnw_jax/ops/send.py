@@ -38,9 +38,9 @@ def _backward(
     planes, weights = residuals
     # XLA would reorder the axes of four-dimensional operands first; two-dimensional ones it leaves.
     sent, pulled = (a.reshape(-1, a.shape[-1]) for a in (planes, cotangent))
-    to_weights = jnp.tensordot(sent, pulled, (0, 0))
-    to_planes = cotangent @ weights.T
-    return to_planes.astype(planes.dtype), to_weights.astype(weights.dtype), None
+    weights_cotangent = jnp.tensordot(sent, pulled, (0, 0))
+    planes_cotangent = cotangent @ weights.T
+    return planes_cotangent.astype(planes.dtype), weights_cotangent.astype(weights.dtype), None
 
 
 send.defvjp(_forward, _backward)

@@ -22,7 +22,7 @@ from dnw_jax.models.tiny import Stem, TinyClassifier, central_pixels
 
 @functools.singledispatch
 def lowered(model: nnx.Module, image_size: int) -> Network:
-    """As `network.lower`, which explains it."""
+    """Returns the lowered network of a model; see `network.lower`."""
     raise UserError(
         f"model is a {type(model).__name__}; only the models of dnw_jax are lowered and counted. "
         "The edges that another model keeps: dnw_jax.wiring(model), or its sparsifier's report"
