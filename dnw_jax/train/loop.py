@@ -19,8 +19,17 @@ from dnw_jax.errors import UserError
 from dnw_jax.models import build_model, wiring
 from dnw_jax.platform import devices
 from dnw_jax.platform.interrupts import Interrupts
-from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import (
+    CHECKPOINTS,
+    RUN_FIELDS,
+    TRACE,
+    check_writable,
+    config_changes,
+    create_workdir,
+    holds_run,
+    restore,
+)
 from dnw_jax.run.writers import Progress, Writer
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.state import TrainState, create_train_state, map_over_seeds
@@ -49,10 +58,8 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
     devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
-    layout.check_writable(workdir)
-    changes = (
-        layout.config_changes(workdir, config, layout.RUN) if layout.holds_run(workdir) else []
-    )
+    check_writable(workdir)
+    changes = config_changes(workdir, config, RUN_FIELDS) if holds_run(workdir) else []
     configs, workdirs = seeds.seed_configs(config), seeds.seed_workdirs(config, workdir)
     with contextlib.ExitStack() as stack:
         # First: JAX would swallow an exception that a signal raises in one of its callbacks.
@@ -60,17 +67,17 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         feed = stack.enter_context(contextlib.closing(open_feed(config, mesh)))
         plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
         checkpoints = [
-            stack.enter_context(Checkpoints(folder / layout.CHECKPOINTS, config.checkpoint.keep))
+            stack.enter_context(Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep))
             for folder in workdirs
         ]
         states, step = _start_or_resume(configs, plan, checkpoints)
         interrupts.raise_if_interrupted()
         print_start(workdir, states[0], config, plan, changes)
         if step < plan.total:
-            layout.create_workdir(workdir, config)
+            create_workdir(workdir, config)
             seed_runs = []
             for seed_config, folder, saved in zip(configs, workdirs, checkpoints, strict=True):
-                layout.create_workdir(folder, seed_config)
+                create_workdir(folder, seed_config)
                 writer = stack.enter_context(Writer(folder, step))
                 seed_runs.append(SeedRun(seed_config, folder, plan, saved, writer))
             means = stack.enter_context(Writer(workdir, step)) if len(workdirs) > 1 else None
@@ -95,7 +102,7 @@ def _start_or_resume(
     step = seeds.common_step(checkpoints)
     if step is not None:
         pairs = zip(states, checkpoints, strict=True)
-        return [layout.restore(state, saved, step) for state, saved in pairs], step
+        return [restore(state, saved, step) for state, saved in pairs], step
     if configs[0].init_from:
         states = [warm_start(*pair) for pair in zip(states, configs, strict=True)]
     return states, 0
@@ -126,7 +133,7 @@ class Run:
             # A lottery ticket needs the weights that the complete graph began with.
             self._save(0, state)
         zero = devices.replicate(Sums.zero(state.step.shape), self.mesh)
-        trace = Trace(plan, self.workdir / layout.PROFILE)
+        trace = Trace(plan, self.workdir / TRACE)
         dispatches = Dispatches(self.feed)
         dispatches.compile(state, zero, step)
         self.log.progress.start()

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dnw_jax.run import workdir as layout
+from dnw_jax.run.workdir import write_evaluation
 from dnw_jax.run.writers import Progress, Writer
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.optimizer import learning_rate_schedule
@@ -95,7 +95,7 @@ class RunLog:
         num_examples = {"num_examples": metrics[0]["num_examples"]}
         means = self._write_means(step, "test", metrics, num_examples)
         if self.means is not None:
-            layout.write_evaluation(self.workdir, {**means, "step": step, "changed": []})
+            write_evaluation(self.workdir, {**means, "step": step, "changed": []})
         self.progress.line(
             f"epoch {self._epoch(step):.4g}/{self._epoch(self.plan.total):.4g} "
             f"(step {step}): test {format_metrics(means)}"

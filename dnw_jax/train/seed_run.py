@@ -9,8 +9,8 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from dnw_jax.models import edge_layers
-from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import checkpoint_tree, write_evaluation
 from dnw_jax.run.writers import Writer
 from dnw_jax.show.adjacency import adjacency_picture
 from dnw_jax.step.metrics import Sums, edge_churn
@@ -60,7 +60,7 @@ class SeedRun:
     ) -> None:
         """Writes the metrics of an evaluation, and pictures of the wiring at that step."""
         self.writer.scalars(step, step / self.plan.per_epoch, "test", metrics)
-        layout.write_evaluation(self.workdir, {**metrics, "step": step, "changed": []})
+        write_evaluation(self.workdir, {**metrics, "step": step, "changed": []})
         for name, layer in edge_layers(state.model()).items():
             if layer.weights.ndim == 2:  # a graph; not a convolution
                 picture = adjacency_picture(np.asarray(layer.weights), np.asarray(masks[name]))
@@ -68,7 +68,7 @@ class SeedRun:
 
     def save(self, step: int, state: TrainState, accuracy: float | None = None) -> None:
         """Saves a checkpoint; one with a test `accuracy` can become the best checkpoint."""
-        self.checkpoints.save(step, layout.checkpoint_tree(state), accuracy)
+        self.checkpoints.save(step, checkpoint_tree(state), accuracy)
 
     def is_annealing(self, state: TrainState, masks: Masks) -> bool:
         """Returns whether an annealed wiring still has more edges than it will have in the end."""
