@@ -18,7 +18,7 @@ def cross_entropy(
     Args:
       logits: unnormalised log probabilities.
       labels: the true classes, 0..classes-1.
-      label_smoothing: weight of the uniform distribution in the targets, 0..1.
+      label_smoothing: weight of the uniform distribution in the targets, in [0, 1).
     """
     if label_smoothing == 0:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -40,6 +40,10 @@ class SeedRun:
     ) -> dict[str, float]:
         """Writes and returns the metrics of training since the last row.
 
+        For each layer `live_edges/NAME` counts the real edges. Some of them may carry no signal to
+        a logit; `deploy.profile` leaves those out of its "live edges". `edge_churn/NAME` is the
+        share of the real edges that were not real at the last row.
+
         Args:
           step: updates made so far.
           sums: over the training examples since the last row.
@@ -49,9 +53,9 @@ class SeedRun:
         """
         metrics = sums.averages() | more
         for name, mask in masks.items():
-            live, replaced = edge_churn(old_masks[name], mask)
-            metrics[f"live_edges/{name}"] = int(live)
-            metrics[f"edge_churn/{name}"] = float(replaced)
+            num_real, share_new = edge_churn(old_masks[name], mask)
+            metrics[f"live_edges/{name}"] = int(num_real)
+            metrics[f"edge_churn/{name}"] = float(share_new)
         self.writer.scalars(step, step / self.plan.per_epoch, "train", metrics)
         return metrics
 
