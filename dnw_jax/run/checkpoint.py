@@ -182,8 +182,7 @@ class Checkpoints:
         for name, leaf in expected.items():
             array = arrays[name] if name in abstract else np.empty(leaf.shape, leaf.dtype)
             digest, saved_digest = _digest(array), saved[name]["sha256"]
-            is_known = digest is not None and saved_digest is not None
-            if is_known and digest != saved_digest:
+            if None not in (digest, saved_digest) and digest != saved_digest:
                 raise self._damage_error(step, f"the SHA-256 of {name} is not what was saved")
             arrays[name] = _place(array, leaf)
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])

@@ -1,10 +1,9 @@
-"""What a run prints at its start and at its end, and when it cannot continue."""
+"""What a run prints at its start and at its end, and the error if it cannot continue."""
 
 from pathlib import Path
 
 import jax
 from clu import parameter_overview
-from flax import nnx
 from ml_collections import ConfigDict
 
 from dnw_jax.deploy.profile import profile
@@ -52,19 +51,6 @@ def print_changes(heading: str, changes: list[str]) -> None:
     """Prints the changed fields of a config below a heading; nothing if no field changed."""
     if changes:
         print("\n  ".join([f"{heading}:", *changes]))
-
-
-def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
-    """Returns the costs of a network as text, and those by the published code's way of counting."""
-    size = config.dataset.image_size
-    tables = [str(profile(model, size))]
-    if config.model.name == "mbv1":
-        tables += [
-            "",
-            "as the published code counts (for 224 pixels):",
-            str(profile(model, size, "reference")),
-        ]
-    return tables
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

@@ -47,8 +47,8 @@ def stack_seeds(states: list[TrainState]) -> TrainState:
     """Returns one state, whose arrays have the seeds as first axis; a single state unchanged."""
     if len(states) == 1:
         return states[0]
-    # Not jax.tree.map: it requires equal static fields, but each state has a graphdef and an
-    # optimizer object of its own. All do the same, so the result has those of the first state.
+    # Not jax.tree.map: it requires equal static fields, but each state has its own graphdef and
+    # optimizer object. All of them do the same, so the result has those of the first state.
     arrays_of_states = zip(*map(jax.tree.leaves, states), strict=True)
     stacked = [jnp.stack(arrays) for arrays in arrays_of_states]
     return jax.tree.unflatten(jax.tree.structure(states[0]), stacked)
