@@ -272,7 +272,7 @@ SHARED_CONSTRAINTS = (
 def fields_of(model_name: object) -> dict[str, Field]:
     """Returns the fields of a run with this model.
 
-    An unknown model has the fields of all models: so its name is the only problem that is reported.
+    For an unknown model it returns the fields of all models, so that only the name is reported.
     """
     model_fields = [model.fields for name, model in MODELS.items() if model_name == name] or [
         model.fields for model in MODELS.values()

@@ -1,4 +1,4 @@
-"""Dispatches: a run makes several updates at a time, and how many is measured once."""
+"""A dispatch makes several updates at once; a measurement at the start determines how many."""
 
 import time
 from collections.abc import Callable

@@ -174,7 +174,9 @@ class TrainingLoop:
             more["skipped"] = self.feed.skipped
         if self.feed.reads_ahead:
             more["input_wait"] = round(dispatches.waited / dispatches.seconds, 4)
-        self.log.training(step, sums, old_masks, masks, seconds=dispatches.seconds, more=more)
+        self.log.write_training_row(
+            step, sums, old_masks, masks, seconds=dispatches.seconds, more=more
+        )
 
     def _save(
         self, step: int, state: TrainState, accuracies: list[float | None] | None = None
@@ -197,7 +199,7 @@ class TrainingLoop:
         if not all(math.isfinite(row["loss"]) for row in metrics):
             losses = ", ".join(str(row["loss"]) for row in metrics)
             raise self._not_finite_error(f"the test loss is {losses}", step)
-        self.log.evaluation(step, state, masks, metrics)
+        self.log.write_evaluation(step, state, masks, metrics)
         parts = (seeds.unstack_seeds(tree, len(self.seeds)) for tree in (state, masks))
         return [
             None if seed.is_annealing(seed_state, seed_masks) else row["accuracy"]

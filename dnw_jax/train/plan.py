@@ -1,4 +1,4 @@
-"""At which steps a run logs, evaluates, saves and ends."""
+"""The steps at which a run logs, evaluates, saves and ends."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from dnw_jax.step.state import total_steps
 
 
 class Plan(NamedTuple):
-    """When a run does what, in updates made so far.
+    """The steps at which a run logs, evaluates, saves and ends, in updates made so far.
 
     Attributes:
       total: updates in the whole run.

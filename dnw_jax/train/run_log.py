@@ -27,7 +27,7 @@ class RunLog:
     Attributes:
       config: of the run.
       workdir: of the run; with several seeds it contains the workdirs of the seeds.
-      plan: when the run does what.
+      plan: at which steps the run logs, evaluates and saves.
       seeds: the seeds of the run.
       means_writer: writes the means over the seeds; None for a single seed.
       progress: the progress bar.
@@ -44,7 +44,7 @@ class RunLog:
         """Moves the progress bar by `count` steps, to `step`."""
         self.progress.advance(count, self._summary(step, sums))
 
-    def training(
+    def write_training_row(
         self,
         step: int,
         sums: Sums,
@@ -79,7 +79,7 @@ class RunLog:
             f"step {step}: {self._summary(step, sums)}, {images_per_second:.0f} img/s"
         )
 
-    def evaluation(
+    def write_evaluation(
         self, step: int, state: TrainState, masks: Masks, metrics: list[dict[str, Any]]
     ) -> None:
         """Writes and prints the results of an evaluation after `step` updates.
