@@ -62,7 +62,7 @@ def _how_to_resume(flags: argparse.Namespace) -> str:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     parser = argparse.ArgumentParser(
         prog="python -m dnw_jax.main",
-        description="Discover a neural wiring; evaluate or profile one.",
+        description="Train a network that finds its wiring, evaluate it, or print what it costs.",
         epilog="Any field of the configuration can be set with --config.FIELD=VALUE, "
         "for instance --config.model.sparsity=0.9.",
         allow_abbrev=False,
@@ -70,15 +70,15 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument(
         "--config",
         metavar="FILE[:KEY=VALUE,...]",
-        help="a file in configs/ with arguments for its get_config, for instance "
-        "configs/digits.py:wiring=static,edges=random (default, except for --mode=train: the "
-        "configuration in the workdir)",
+        help="a config file and, after a colon, arguments for its get_config, for instance "
+        "configs/digits.py:wiring=static,edges=random (default for --mode=evaluate and profile: "
+        "the configuration in the workdir)",
     )
     parser.add_argument(
         "--workdir",
         required=True,
         metavar="FOLDER",
-        help="where checkpoints, metrics and pictures go; training resumes a run that is there",
+        help="for checkpoints, metrics and pictures; training resumes a run that is there already",
     )
     parser.add_argument(
         "--mode",

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dnw_jax
+from dnw_jax.config import CONFIG_FILE
 from dnw_jax.platform import devices
-from dnw_jax.run import workdir
+from dnw_jax.run.workdir import load_model
 from dnw_jax.step.state import evaluation_state
 from dnw_jax.train.evaluate import evaluate_all
 from dnw_jax.train.feed import open_feed
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--sparsity", type=float, default=0.9)
     flags = parser.parse_args(argv)
-    config = dnw_jax.load_config(flags.workdir / workdir.CONFIG)
-    state = evaluation_state(workdir.load_model(flags.workdir, "last", config).model)
+    config = dnw_jax.load_config(flags.workdir / CONFIG_FILE)
+    state = evaluation_state(load_model(flags.workdir, "last", config).model)
     mesh = devices.data_mesh()
     feed = open_feed(config, mesh, train=False)
     sparsifier = dnw_jax.sparsify(state.params, flags.sparsity, rule="fine_tune")

@@ -1,1 +1,4 @@
-"""One file per mode of the command line that works on a workdir: evaluate, profile."""
+"""One file for each mode of the command line that reads a trained workdir: evaluate, profile.
+
+The mode train is `dnw_jax.train.train`, because it is also called from Python.
+"""

@@ -1,13 +1,14 @@
-"""`--mode=profile`: parameters and multiply-adds of the network in a checkpoint."""
+"""`--mode=profile`: prints what the network in a checkpoint costs."""
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from dnw_jax.config import validate
+from dnw_jax.deploy.profile import profile
 from dnw_jax.run.workdir import config_changes, load_model
 from dnw_jax.train import seeds
-from dnw_jax.train.report import profiles, seed_prefix
+from dnw_jax.train.report import seed_prefix
 
 
 def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
@@ -31,4 +32,7 @@ def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "la
         trained = load_model(seed_workdir, step, seed_config)
         prefix = seed_prefix(workdirs, seed_workdir)
         print(f"{prefix}step {trained.step}, one image of {size} pixels a side:")
-        print("\n".join(profiles(trained.model, seed_config)))
+        print(profile(trained.model, size))
+        if config.model.name == "mbv1":
+            print("\nas the published code counts (for 224 pixels):")
+            print(profile(trained.model, size, "reference"))

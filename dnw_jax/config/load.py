@@ -210,7 +210,7 @@ def _suggested_files(path: Path) -> str:
 
 
 def _with_line(error: Exception, path: Path) -> str:
-    """The error, and the last line of the config file that led to it."""
+    """Returns the text of an error, with the last line of the config file that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = f"line {lines[-1]}: " if lines else ""
@@ -218,9 +218,9 @@ def _with_line(error: Exception, path: Path) -> str:
 
 
 def _read_arguments(path: Path, text: str, get_config: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments "key=value,key=value" of `get_config`, each of the type of its default."""
+    """Returns the arguments in "key=value,key=value", each with the type of its default."""
     parameters = inspect.signature(get_config).parameters
-    required = [name for name, each in parameters.items() if each.default is each.empty]
+    required = [name for name, param in parameters.items() if param.default is param.empty]
     if required:
         raise UserError(
             f"get_config of {path}: its parameters {', '.join(required)} need default values"

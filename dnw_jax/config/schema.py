@@ -131,7 +131,10 @@ MODELS = {
     # MobileNetV1 as a chain of static graphs: Tables 2 and 3.
     "mbv1": Model(
         fields={
-            "model.sparsity": fraction(0.775),  # 1 - the multiplier of the paper's tables
+            # 1 - the multiplier of the paper's tables. The graphs have as many real edges as a
+            # MobileNetV1 with 1 - sparsity of the channels has 1x1 weights. The share of possible
+            # edges that are not real is larger.
+            "model.sparsity": fraction(0.775),
             "model.width": _width(1.0),
             "model.small": flag(False),  # makes the last linear layer a graph, too
             **EDGE_FIELDS,
@@ -269,7 +272,7 @@ SHARED_CONSTRAINTS = (
 def fields_of(model_name: object) -> dict[str, Field]:
     """Returns the fields of a run with this model.
 
-    An unknown model has the fields of all models: so its name is the only problem that is reported.
+    For an unknown model it returns the fields of all models, so that only the name is reported.
     """
     model_fields = [model.fields for name, model in MODELS.items() if model_name == name] or [
         model.fields for model in MODELS.values()

@@ -1,1 +1,4 @@
-"""Reads and writes the files of a run: its workdir, checkpoints, metrics and pictures."""
+"""The files of a run on disk: reads and writes its workdir, checkpoints, metrics and pictures.
+
+The folder `train` holds the training loop, which writes these files.
+"""

@@ -27,7 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 from dnw_jax.errors import UserError
 
-# Orbax gives this suffix to a folder that is not yet a checkpoint; a deletion adds it again.
+# A folder with this suffix is no checkpoint: Orbax is still writing it, or we are deleting it.
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # When one read fails, Orbax abandons the other reads, and Python complains about them like this.
 _ABANDONED_READ = re.compile(r"Event loop is closed|coroutine '.*Handler\..*' was never awaited")
@@ -126,7 +126,8 @@ class Checkpoints:
         accuracy = None if accuracy is None else float(accuracy)
         leaves = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree).items()}
         entries = {
-            name: {"type": _type(leaf), "sha256": _digest(leaf)} for name, leaf in leaves.items()
+            name: {"type": _dtype_and_shape(leaf), "sha256": _digest(leaf)}
+            for name, leaf in leaves.items()
         }
         manifest = {"accuracy": accuracy, "leaves": entries}
         context = ocp.Context()
@@ -180,9 +181,9 @@ class Checkpoints:
             arrays = ocp.load(self._folder(step), abstract)
         for name, leaf in expected.items():
             array = arrays[name] if name in abstract else np.empty(leaf.shape, leaf.dtype)
-            digests = {_digest(array), saved[name]["sha256"]} - {None}
-            if len(digests) > 1:
-                raise self._damaged(step, f"the SHA-256 of {name} is not what was saved")
+            digest, saved_digest = _digest(array), saved[name]["sha256"]
+            if None not in (digest, saved_digest) and digest != saved_digest:
+                raise self._damage_error(step, f"the SHA-256 of {name} is not what was saved")
             arrays[name] = _place(array, leaf)
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
@@ -200,11 +201,11 @@ class Checkpoints:
             manifest = metadata["manifest"]
             intact = _digest_of_manifest(manifest) == metadata["sha256"]
         if not intact:
-            raise self._damaged(step, "the SHA-256 of its manifest is not what was saved")
+            raise self._damage_error(step, "the SHA-256 of its manifest is not what was saved")
         return manifest
 
     def _check_fit(self, step: int, saved: dict[str, Any], like: dict[str, Any]) -> None:
-        expected = {name: _type(leaf) for name, leaf in like.items()}
+        expected = {name: _dtype_and_shape(leaf) for name, leaf in like.items()}
         found = {name: entry["type"] for name, entry in saved.items()}
         different = [
             f"  {name}: expected {expected.get(name, 'nothing')}, "
@@ -241,10 +242,10 @@ class Checkpoints:
             yield
         except Exception as error:  # the hook stays: Orbax abandons the other reads later
             warnings.filterwarnings("ignore", _ABANDONED_READ.pattern, RuntimeWarning)
-            raise self._damaged(step, _reason(error)) from error
+            raise self._damage_error(step, _reason(error)) from error
         sys.unraisablehook = hook
 
-    def _damaged(self, step: int, reason: str) -> UserError:
+    def _damage_error(self, step: int, reason: str) -> UserError:
         return UserError(
             f"{self._folder(step)}: this checkpoint is damaged ({reason}). Delete that folder; "
             f"{self._resume_point(step)}."
@@ -288,7 +289,7 @@ def _to_host(name: str, leaf: Any) -> np.ndarray | jax.Array:
     return array
 
 
-def _type(leaf: Any) -> str:
+def _dtype_and_shape(leaf: Any) -> str:
     """Returns dtype and shape, such as `float32[3, 4]`."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"

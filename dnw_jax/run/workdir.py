@@ -17,21 +17,28 @@ from dnw_jax.models import build_model
 from dnw_jax.run.checkpoint import Checkpoints
 from dnw_jax.step.state import TrainState, split
 
-CONFIG = CONFIG_FILE
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
-WIRING = "wiring"
+WIRING_PICTURES = "wiring"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
-PROFILE = "profile"
+TRACE = "profile"  # the folder of `train.trace.Trace`
 
-# The settings that decide which arrays a model has and what they mean, by the start of their names.
-# Two configs that differ in one of them describe different models.
-MODEL = ("model.", "dataset.num_channels", "dataset.num_classes", "ema.decay")
-# Exceptions: settings of how a model is computed.
-NOT_MODEL = ("model.solver.",)
-# A run that is resumed must keep these settings: with another value it would be another run.
-RUN = (*MODEL, "seed", "num_seeds", "batch_size", "dtype", "dataset.name", "dataset.image_size")
+# Prefixes of the fields that decide which arrays a model has and what they mean. Two configs that
+# differ in one of these fields describe different models.
+MODEL_FIELDS = ("model.", "dataset.num_channels", "dataset.num_classes", "ema.decay")
+# Exceptions: fields that decide only how a model is computed.
+NOT_MODEL_FIELDS = ("model.solver.",)
+# Prefixes of the fields that a resumed run must keep: with another value it would be another run.
+RUN_FIELDS = (
+    *MODEL_FIELDS,
+    "seed",
+    "num_seeds",
+    "batch_size",
+    "dtype",
+    "dataset.name",
+    "dataset.image_size",
+)
 
 
 class TrainedModel(NamedTuple):
@@ -65,8 +72,9 @@ def load_model(
 ) -> TrainedModel:
     """Returns the trained model of a checkpoint, without the state of the optimizer.
 
-    It reads and verifies parameters, variables and their average alone, so the checkpoint may come
-    from any optimizer. It computes no initial weights.
+    It reads and verifies only the parameters, the variables and, if the run averaged the
+    parameters, their average, so the checkpoint may come from any optimizer. It computes no initial
+    weights.
 
     Args:
       workdir, step: as for `load`.
@@ -76,7 +84,7 @@ def load_model(
     Raises:
       UserError: as `load`; or the checkpoint does not fit the model of `config`.
     """
-    config = config or load_config(f"{workdir}/{CONFIG}")
+    config = config or load_config(f"{workdir}/{CONFIG_FILE}")
     if config.num_seeds > 1:
         raise UserError(
             f"{workdir} holds {config.num_seeds} seeds: name one of them, for instance "
@@ -138,7 +146,7 @@ def holds_run(workdir: Path) -> bool:
     """
     checkpoint = f"{CHECKPOINTS}/*/"
     # The folders of several seeds count only below a config: another `seed_1` may be a single run.
-    several_seeds = (workdir / CONFIG).exists() and any(workdir.glob(f"seed_*/{checkpoint}"))
+    several_seeds = (workdir / CONFIG_FILE).exists() and any(workdir.glob(f"seed_*/{checkpoint}"))
     return several_seeds or any(workdir.glob(checkpoint))
 
 
@@ -150,20 +158,22 @@ def create_workdir(workdir: Path, config: ConfigDict) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / CONFIG, to_json(config))
+        write_text(workdir / CONFIG_FILE, to_json(config))
     except OSError as error:
         raise UserError(
             f"workdir is {workdir}; it cannot be written: {error}. Choose another workdir"
         ) from error
 
 
-def config_changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL) -> list[str]:
+def config_changes(
+    workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = MODEL_FIELDS
+) -> list[str]:
     """Returns how `config` differs from the config in `workdir`.
 
     Args:
       workdir: of a run.
       config: the config of now.
-      fixed: the start of the names of fields that must be equal.
+      fixed: prefixes of the fields that must be equal.
 
     Returns:
       A line "field: value in the workdir != value now" for each field that differs.
@@ -171,11 +181,11 @@ def config_changes(workdir: Path, config: ConfigDict, fixed: tuple[str, ...] = M
     Raises:
       UserError: some of the `fixed` fields differ; the message names all of them.
     """
-    changes = differing_fields(load_config(f"{workdir}/{CONFIG}"), config)
+    changes = differing_fields(load_config(f"{workdir}/{CONFIG_FILE}"), config)
     forbidden = [
         line
         for name, line in changes.items()
-        if name.startswith(fixed) and not name.startswith(NOT_MODEL)
+        if name.startswith(fixed) and not name.startswith(NOT_MODEL_FIELDS)
     ]
     if forbidden:
         raise UserError(

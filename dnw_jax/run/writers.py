@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from dnw_jax.run.workdir import METRICS, TENSORBOARD, WIRING, write_text
+from dnw_jax.run.workdir import METRICS, TENSORBOARD, WIRING_PICTURES, write_text
 
 
 class Writer:
@@ -30,7 +30,7 @@ class Writer:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        self._pictures, tensorboard = workdir / WIRING, workdir / TENSORBOARD
+        self._pictures, tensorboard = workdir / WIRING_PICTURES, workdir / TENSORBOARD
         for folder in (self._pictures, tensorboard):
             folder.mkdir(parents=True, exist_ok=True)
         rows_path = workdir / METRICS

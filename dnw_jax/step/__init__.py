@@ -1,1 +1,4 @@
-"""One update: the training state, the compiled program that changes it, optimizer and metrics."""
+"""What one training step computes: state, compiled program, optimizer and metrics.
+
+The folder `train` holds the loop over the steps.
+"""

@@ -18,7 +18,7 @@ def cross_entropy(
     Args:
       logits: unnormalised log probabilities.
       labels: the true classes, 0..classes-1.
-      label_smoothing: weight of the uniform distribution in the targets, 0..1.
+      label_smoothing: weight of the uniform distribution in the targets, in [0, 1).
     """
     if label_smoothing == 0:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -66,14 +66,14 @@ class Sums(NamedTuple):
         return cls(*(jnp.zeros(seeds) for _ in cls._fields))
 
     def __add__(self, other: "Sums") -> "Sums":  # type: ignore[override]
-        return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
     def averages(self) -> dict[str, float]:
         """Returns `means` as Python floats, rounded to the seven digits that a float32 holds."""
         return {name: float(f"{float(value):.7g}") for name, value in self.means().items()}
 
     def means(self) -> dict[str, Float[Array, ""]]:
-        """Returns the means over all examples: `loss`, `accuracy` and `accuracy_top5` (0..1)."""
+        """Returns the means over all examples: `loss`; `accuracy`, `accuracy_top5` in [0, 1]."""
         return {
             "loss": self.loss / self.examples,
             "accuracy": self.correct / self.examples,

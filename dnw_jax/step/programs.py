@@ -27,8 +27,8 @@ class IndexedBatches:
       split: the images.
       indices: which examples make up each batch, in 0..examples-1. The seeds axis exists only if
         the state is one of several seeds.
-      count: the first `count` rows are batches; the rest is padding. With a fixed number of rows,
-        one compiled program serves any count.
+      count: the first `count` rows are batches, one for each step; the other rows are padding. The
+        number of rows is always the same, so the program is compiled once and not for each `count`.
     """
 
     split: DeviceSplit

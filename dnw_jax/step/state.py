@@ -56,10 +56,10 @@ class TrainState:
       average: the exponential moving average of the parameters, or None if `ema_decay` is 0.
       graphdef: the model without its arrays.
       optimizer: turns gradients into updates.
-      label_smoothing: weight of the uniform distribution in the targets, 0..1.
+      label_smoothing: weight of the uniform distribution in the targets, in [0, 1).
       accumulate_steps: parts of a batch whose gradients are averaged.
       total_steps: updates in the whole run.
-      ema_decay: of the moving average, 0..1.
+      ema_decay: of the moving average, in [0, 1); 0 means no average.
     """
 
     step: Int[Array, ""]
@@ -239,9 +239,9 @@ def map_over_seeds(function: Callable[..., Any], state: TrainState) -> Callable[
     """Returns `function` mapped over the first axis of its arguments if `state` has several seeds.
 
     Accelerators compute all seeds at once (`vmap`). A CPU computes one seed after the other
-    (`lax.map`): one seed of CIFAR-10 keeps a CPU busy, and five seeds in turn take 0.6 of the time
-    and half of the memory of five at once. Seeds as small as those of the digits take equally long.
-    Either way it is one program.
+    (`lax.map`): with five seeds of CIFAR-10 this takes 0.6 of the time of `vmap` and half of its
+    memory, because one seed keeps a CPU busy; with the small seeds of the digits it takes the same
+    time as `vmap`. Either way all seeds are in one program.
     """
     if not state.step.ndim:
         return function
@@ -251,7 +251,7 @@ def map_over_seeds(function: Callable[..., Any], state: TrainState) -> Callable[
 
 
 def _advance_rules(state: TrainState) -> TrainState:
-    """Passes the progress of the run, 0..1, to the rules; some of them change with time."""
+    """Passes the progress of the run, in (0, 1], to the rules; some of them change with time."""
     model = state.model()
     progress = (state.step + 1) / state.total_steps
     for layer in edge_layers(model).values():

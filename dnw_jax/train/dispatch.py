@@ -1,4 +1,4 @@
-"""Dispatches: a run makes several updates at a time, and how many is measured once."""
+"""A dispatch makes several updates at once; a measurement at the start determines how many."""
 
 import time
 from collections.abc import Callable
@@ -26,8 +26,9 @@ class Dispatches:
     """Makes the updates of a run and measures how long they take.
 
     The first dispatch makes one step. Its time determines the size of the second dispatch, whose
-    time determines the size of all later dispatches. The size never changes afterwards: all hosts
-    must start the same programs, but each host's clock measures something else.
+    time determines the size of all later dispatches. The clock of each host measures another time,
+    so all hosts use the size of process 0 (`agreed_size`): they must make equally many steps in a
+    dispatch, or one waits for ever for the others.
 
     Attributes:
       feed: yields the batches.
@@ -101,5 +102,5 @@ def agreed_size(seconds_per_step: float) -> int:
 
 
 def size_within(seconds: float, seconds_per_step: float) -> int:
-    """Returns how many steps fit into so many seconds, in 1..MAX_STEPS."""
+    """Returns how many steps fit into `seconds`: at least 1, at most MAX_STEPS."""
     return min(max(int(seconds / max(seconds_per_step, 1e-6)), 1), MAX_STEPS)

@@ -24,7 +24,7 @@ def evaluate_all(
       examples were skipped.
     """
     state, sums = with_frozen_edges(state), Sums.zero(state.step.shape)
-    batch_size += -batch_size % mesh.size  # padding: every device gets as many examples
+    batch_size += -batch_size % mesh.size  # rounded up: every device gets equally many examples
     for batch in feed.evaluation_batches(batch_size):
         sums += evaluate_step(state, batch)
     skipped = {"skipped": feed.skipped_test} if feed.skipped_test else {}

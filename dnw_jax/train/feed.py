@@ -1,4 +1,4 @@
-"""Where a run's batches come from: images that are on the device, or photographs read meanwhile.
+"""Where a run's batches come from: images on the devices, or photographs read during training.
 
 A feed yields batches and does nothing else. The training loop does not know which feed it has.
 """
@@ -58,7 +58,7 @@ class Feed(Protocol):
 
 
 def open_feed(config: ConfigDict, mesh: Mesh, *, train: bool = True) -> Feed:
-    """Returns the feed of a config, for evaluation alone if `train` is False.
+    """Returns the feed of a config; if `train` is False, it serves only evaluation.
 
     Raises:
       UserError: the data are missing, damaged or contradict the config.
@@ -92,12 +92,12 @@ class DeviceFeed:
 
     @property
     def num_examples(self) -> int:
-        """As `Feed.num_examples`."""
+        """See `Feed.num_examples`."""
         assert self.train is not None
         return len(self.train.labels)
 
     def train_batches(self, step: int, count: int) -> Iterator[IndexedBatches]:
-        """As `Feed.train_batches`."""
+        """See `Feed.train_batches`."""
         assert self.train is not None
         for first in range(step, step + count, MAX_STEPS):
             steps = range(first, min(first + MAX_STEPS, step + count))
@@ -116,12 +116,12 @@ class DeviceFeed:
         return devices.split_batch(jnp.asarray(indices), self.mesh, axis=indices.ndim - 1)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """As `Feed.evaluation_batches`."""
+        """See `Feed.evaluation_batches`."""
         for batch in data.evaluation_batches(len(self.test.labels), batch_size):
             yield _evaluation_batch(self.test, *devices.split_batch(batch, self.mesh))
 
     def close(self) -> None:
-        """As `Feed.close`; nothing is read ahead."""
+        """See `Feed.close`; nothing is read ahead."""
 
 
 @jax.jit
@@ -155,12 +155,12 @@ class PhotographFeed:
 
     @property
     def num_examples(self) -> int:
-        """As `Feed.num_examples`."""
+        """See `Feed.num_examples`."""
         assert self.train is not None
         return len(self.train)
 
     def train_batches(self, step: int, count: int) -> Iterator[Batch]:
-        """As `Feed.train_batches`."""
+        """See `Feed.train_batches`."""
         batch_size = self.config.batch_size
         end = total_steps(self.config, data.steps_per_epoch(self.num_examples, batch_size))
         if self._reader is None:
@@ -175,7 +175,7 @@ class PhotographFeed:
                 self._next = next(self._reader)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """As `Feed.evaluation_batches`."""
+        """See `Feed.evaluation_batches`."""
         rows = devices.rows_of_this_host(batch_size)
         self.skipped_test = 0
         for batch in self.test.evaluation_batches(batch_size, rows):
@@ -184,7 +184,7 @@ class PhotographFeed:
             yield on_devices
 
     def close(self) -> None:
-        """As `Feed.close`."""
+        """See `Feed.close`."""
         if self._reader is not None:
             self._reader.close()
 

@@ -1,4 +1,4 @@
-"""Training, from top to bottom."""
+"""`train`: sets up a run, and loops over its steps until the last one."""
 
 import contextlib
 import math
@@ -19,8 +19,17 @@ from dnw_jax.errors import UserError
 from dnw_jax.models import build_model, wiring
 from dnw_jax.platform import devices
 from dnw_jax.platform.interrupts import Interrupts
-from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import (
+    CHECKPOINTS,
+    RUN_FIELDS,
+    TRACE,
+    check_writable,
+    config_changes,
+    create_workdir,
+    holds_run,
+    restore,
+)
 from dnw_jax.run.writers import Progress, Writer
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.state import TrainState, create_train_state, map_over_seeds
@@ -49,10 +58,8 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
     devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
-    layout.check_writable(workdir)
-    changes = (
-        layout.config_changes(workdir, config, layout.RUN) if layout.holds_run(workdir) else []
-    )
+    check_writable(workdir)
+    changes = config_changes(workdir, config, RUN_FIELDS) if holds_run(workdir) else []
     configs, workdirs = seeds.seed_configs(config), seeds.seed_workdirs(config, workdir)
     with contextlib.ExitStack() as stack:
         # First: JAX would swallow an exception that a signal raises in one of its callbacks.
@@ -60,26 +67,28 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         feed = stack.enter_context(contextlib.closing(open_feed(config, mesh)))
         plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
         checkpoints = [
-            stack.enter_context(Checkpoints(folder / layout.CHECKPOINTS, config.checkpoint.keep))
+            stack.enter_context(Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep))
             for folder in workdirs
         ]
         states, step = _start_or_resume(configs, plan, checkpoints)
         interrupts.raise_if_interrupted()
         print_start(workdir, states[0], config, plan, changes)
         if step < plan.total:
-            layout.create_workdir(workdir, config)
+            create_workdir(workdir, config)
             seed_runs = []
-            for seed_config, folder, saved in zip(configs, workdirs, checkpoints, strict=True):
-                layout.create_workdir(folder, seed_config)
-                writer = stack.enter_context(Writer(folder, step))
-                seed_runs.append(SeedRun(seed_config, folder, plan, saved, writer))
-            means = stack.enter_context(Writer(workdir, step)) if len(workdirs) > 1 else None
+            for seed_config, seed_workdir, seed_checkpoints in zip(
+                configs, workdirs, checkpoints, strict=True
+            ):
+                create_workdir(seed_workdir, seed_config)
+                writer = stack.enter_context(Writer(seed_workdir, step))
+                seed_runs.append(SeedRun(seed_config, seed_workdir, plan, seed_checkpoints, writer))
+            means_writer = stack.enter_context(Writer(workdir, step)) if len(workdirs) > 1 else None
             progress = stack.enter_context(
                 Progress(plan.total, step, config.batch_size * config.num_seeds)
             )
-            log = RunLog(config, workdir, plan, seed_runs, means, progress)
-            run = Run(config, workdir, plan, mesh, feed, seed_runs, log, interrupts)
-            state = run.finish(devices.replicate(seeds.stack_seeds(states), mesh))
+            log = RunLog(config, workdir, plan, seed_runs, means_writer, progress)
+            loop = TrainingLoop(config, workdir, plan, mesh, feed, seed_runs, log, interrupts)
+            state = loop.finish(devices.replicate(seeds.stack_seeds(states), mesh))
             states = seeds.unstack_seeds(state, config.num_seeds)
         print_summary(workdir, workdirs, states, configs, checkpoints)
 
@@ -95,15 +104,15 @@ def _start_or_resume(
     step = seeds.common_step(checkpoints)
     if step is not None:
         pairs = zip(states, checkpoints, strict=True)
-        return [layout.restore(state, saved, step) for state, saved in pairs], step
+        return [restore(state, seed_checkpoints, step) for state, seed_checkpoints in pairs], step
     if configs[0].init_from:
         states = [warm_start(*pair) for pair in zip(states, configs, strict=True)]
     return states, 0
 
 
 @dataclass
-class Run:
-    """One run, from the step at which its state stands to its end."""
+class TrainingLoop:
+    """The loop over the steps of one run, from the step of its state to the last one."""
 
     config: ConfigDict
     workdir: Path
@@ -126,23 +135,23 @@ class Run:
             # A lottery ticket needs the weights that the complete graph began with.
             self._save(0, state)
         zero = devices.replicate(Sums.zero(state.step.shape), self.mesh)
-        trace = Trace(plan, self.workdir / layout.PROFILE)
+        trace = Trace(plan, self.workdir / TRACE)
         dispatches = Dispatches(self.feed)
         dispatches.compile(state, zero, step)
         self.log.progress.start()
-        sums = zero  # since the last row
+        sums = zero  # over the examples since the last row of metrics
         stopping = self.interrupts.number is not None
         while step < plan.total and not stopping:
             trace.at(step)
             started_at = step
             state, sums, step = dispatches.advance(state, sums, step, plan.next_stop(step))
             if not np.all(np.isfinite(sums.loss)):
-                raise self._not_finite(f"the training loss is {sums.loss}", step)
+                raise self._not_finite_error(f"the training loss is {sums.loss}", step)
             self.log.advance(step, step - started_at, sums)
             evaluates = plan.due(step, plan.evaluate)
             stopping = self.interrupts.number is not None
             saves = evaluates or stopping or plan.due(step, plan.checkpoint)
-            # Every checkpoint ends a row, because a resumed run begins with empty sums.
+            # Write a row at every checkpoint, because a resumed run starts with empty sums.
             if saves or plan.due(step, plan.log):
                 old_masks, masks = masks, _masks(state)
                 self._log_training(step, sums, old_masks, masks, dispatches)
@@ -151,7 +160,7 @@ class Run:
             if saves:
                 # The last update can spoil the weights although the loss before it was finite.
                 if not all_finite(state):
-                    raise self._not_finite("some weights are NaN or infinite", step)
+                    raise self._not_finite_error("some weights are NaN or infinite", step)
                 self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         trace.stop()
         self.interrupts.raise_if_interrupted()
@@ -165,7 +174,9 @@ class Run:
             more["skipped"] = self.feed.skipped
         if self.feed.reads_ahead:
             more["input_wait"] = round(dispatches.waited / dispatches.seconds, 4)
-        self.log.training(step, sums, old_masks, masks, seconds=dispatches.seconds, more=more)
+        self.log.write_training_row(
+            step, sums, old_masks, masks, seconds=dispatches.seconds, more=more
+        )
 
     def _save(
         self, step: int, state: TrainState, accuracies: list[float | None] | None = None
@@ -176,7 +187,10 @@ class Run:
             seed.save(step, seed_state, accuracy)
 
     def _evaluate(self, step: int, state: TrainState, masks: Masks) -> list[float | None]:
-        """Returns the test accuracy of each seed, or None while it has too many edges."""
+        """Returns the test accuracy of each seed; None while annealing leaves too many edges.
+
+        A checkpoint with more edges than the budget must not become the best one.
+        """
         try:
             metrics = evaluate_all(state, self.feed, self.config.batch_size, self.mesh)
         except UserError:  # for example a damaged photograph; the trained weights are good
@@ -184,15 +198,15 @@ class Run:
             raise
         if not all(math.isfinite(row["loss"]) for row in metrics):
             losses = ", ".join(str(row["loss"]) for row in metrics)
-            raise self._not_finite(f"the test loss is {losses}", step)
-        self.log.evaluation(step, state, masks, metrics)
+            raise self._not_finite_error(f"the test loss is {losses}", step)
+        self.log.write_evaluation(step, state, masks, metrics)
         parts = (seeds.unstack_seeds(tree, len(self.seeds)) for tree in (state, masks))
         return [
             None if seed.is_annealing(seed_state, seed_masks) else row["accuracy"]
             for seed, seed_state, seed_masks, row in zip(self.seeds, *parts, metrics, strict=True)
         ]
 
-    def _not_finite(self, problem: str, step: int) -> UserError:
+    def _not_finite_error(self, problem: str, step: int) -> UserError:
         last = seeds.common_step([seed.checkpoints for seed in self.seeds])
         return not_finite_error(problem, step, last, self.config, self.workdir)
 
@@ -205,7 +219,10 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
 @jax.jit
 def _masks(state: TrainState) -> Masks:
-    """Returns which edges are real, by the name of the layer; with a seeds axis as `state` has."""
+    """Returns which edges are real, by the name of the layer.
+
+    The masks have a seeds axis if `state` has one.
+    """
 
     def masks(state: TrainState) -> Masks:
         return wiring(state.model())

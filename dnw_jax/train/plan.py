@@ -1,4 +1,4 @@
-"""At which steps a run logs, evaluates, saves and ends."""
+"""The steps at which a run logs, evaluates, saves and ends."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,14 @@ from dnw_jax.step.state import total_steps
 
 
 class Plan(NamedTuple):
-    """When a run does what, in updates made so far.
+    """The steps at which a run logs, evaluates, saves and ends, in updates made so far.
 
     Attributes:
       total: updates in the whole run.
       per_epoch: updates in an epoch.
       log, evaluate, checkpoint: the run does this after every so many updates, and at its end.
-      profile: the trace begins after the first and ends after the second number of updates.
+      trace: a `jax.profiler` trace begins after the first and ends after the second number of
+        updates; None for no trace.
     """
 
     total: int
@@ -22,7 +23,7 @@ class Plan(NamedTuple):
     log: int
     evaluate: int
     checkpoint: int
-    profile: tuple[int, int] | None
+    trace: tuple[int, int] | None
 
     @classmethod
     def of(cls, config: ConfigDict, per_epoch: int) -> "Plan":
@@ -44,4 +45,4 @@ class Plan(NamedTuple):
     def next_stop(self, step: int) -> int:
         """Returns the first step after `step` at which the run does more than training."""
         regular = [step - step % n + n for n in (self.log, self.evaluate, self.checkpoint)]
-        return min([*regular, self.total, *(p for p in self.profile or () if p > step)])
+        return min([*regular, self.total, *(p for p in self.trace or () if p > step)])

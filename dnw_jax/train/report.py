@@ -1,16 +1,15 @@
-"""What a run prints at its start and at its end, and when it cannot continue."""
+"""What a run prints at its start and at its end, and the error if it cannot continue."""
 
 from pathlib import Path
 
 import jax
 from clu import parameter_overview
-from flax import nnx
 from ml_collections import ConfigDict
 
 from dnw_jax.deploy.profile import profile
 from dnw_jax.errors import UserError
-from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import CHECKPOINTS, TENSORBOARD, WIRING_PICTURES
 from dnw_jax.step.state import TrainState
 from dnw_jax.train.plan import Plan
 
@@ -24,7 +23,7 @@ def print_start(
       workdir: of the run.
       state: of one seed.
       config, plan: of the run.
-      changes: fields that differ from those of the last start (`workdir.config_changes`).
+      changes: fields that differ from those of the last start (`config_changes`).
     """
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(profile(state.model(), config.dataset.image_size))
@@ -40,8 +39,8 @@ def print_start(
         return
     if done:
         print(f"resuming after step {done} of {plan.total}")
-    if plan.profile and not done <= plan.profile[0] < plan.total:
-        print(f"profile_steps {plan.profile}: no trace, this run begins at {done}")
+    if plan.trace and not done <= plan.trace[0] < plan.total:
+        print(f"profile_steps {plan.trace}: no trace, this run begins at {done}")
     print(
         f"{plan.total} steps, {plan.per_epoch} in an epoch; compiling the first takes a while",
         flush=True,
@@ -52,19 +51,6 @@ def print_changes(heading: str, changes: list[str]) -> None:
     """Prints the changed fields of a config below a heading; nothing if no field changed."""
     if changes:
         print("\n  ".join([f"{heading}:", *changes]))
-
-
-def profiles(model: nnx.Module, config: ConfigDict) -> list[str]:
-    """Returns the costs of a network as text, and those by the published code's way of counting."""
-    size = config.dataset.image_size
-    tables = [str(profile(model, size))]
-    if config.model.name == "mbv1":
-        tables += [
-            "",
-            "as the published code counts (for 224 pixels):",
-            str(profile(model, size, "reference")),
-        ]
-    return tables
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
@@ -103,12 +89,12 @@ def print_summary(
             if accuracy is not None:
                 prefix = seed_prefix(workdirs, folder)
                 print(f"{prefix}{which}: test accuracy {accuracy:.2%} (step {step})")
-    has_pictures = any((workdirs[0] / layout.WIRING).glob("*.png"))
+    has_pictures = any((workdirs[0] / WIRING_PICTURES).glob("*.png"))
     of_seeds = workdir / "seed_*" if len(workdirs) > 1 else workdir
-    curves = workdir if len(workdirs) > 1 else workdir / layout.TENSORBOARD
+    curves = workdir if len(workdirs) > 1 else workdir / TENSORBOARD
     print(
-        f"checkpoints: {of_seeds / layout.CHECKPOINTS}\n"
-        + (f"wiring pictures: {of_seeds / layout.WIRING}\n" if has_pictures else "")
+        f"checkpoints: {of_seeds / CHECKPOINTS}\n"
+        + (f"wiring pictures: {of_seeds / WIRING_PICTURES}\n" if has_pictures else "")
         + f"TensorBoard: {curves} (pip install tensorboard; tensorboard --logdir {curves})"
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dnw_jax.run import workdir as layout
+from dnw_jax.run.workdir import write_evaluation
 from dnw_jax.run.writers import Progress, Writer
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.optimizer import learning_rate_schedule
@@ -27,9 +27,9 @@ class RunLog:
     Attributes:
       config: of the run.
       workdir: of the run; with several seeds it contains the workdirs of the seeds.
-      plan: when the run does what.
+      plan: at which steps the run logs, evaluates and saves.
       seeds: the seeds of the run.
-      means: writes the means over the seeds; None for a single seed.
+      means_writer: writes the means over the seeds; None for a single seed.
       progress: the progress bar.
     """
 
@@ -37,14 +37,14 @@ class RunLog:
     workdir: Path
     plan: Plan
     seeds: list[SeedRun]
-    means: Writer | None
+    means_writer: Writer | None
     progress: Progress
 
     def advance(self, step: int, count: int, sums: Sums) -> None:
-        """Moves the progress bar on by `count` steps, to `step`."""
+        """Moves the progress bar by `count` steps, to `step`."""
         self.progress.advance(count, self._summary(step, sums))
 
-    def training(
+    def write_training_row(
         self,
         step: int,
         sums: Sums,
@@ -79,7 +79,7 @@ class RunLog:
             f"step {step}: {self._summary(step, sums)}, {images_per_second:.0f} img/s"
         )
 
-    def evaluation(
+    def write_evaluation(
         self, step: int, state: TrainState, masks: Masks, metrics: list[dict[str, Any]]
     ) -> None:
         """Writes and prints the results of an evaluation after `step` updates.
@@ -94,8 +94,8 @@ class RunLog:
             seed.write_evaluation(step, seed_state, seed_masks, row)
         num_examples = {"num_examples": metrics[0]["num_examples"]}
         means = self._write_means(step, "test", metrics, num_examples)
-        if self.means is not None:
-            layout.write_evaluation(self.workdir, {**means, "step": step, "changed": []})
+        if self.means_writer is not None:
+            write_evaluation(self.workdir, {**means, "step": step, "changed": []})
         self.progress.line(
             f"epoch {self._epoch(step):.4g}/{self._epoch(self.plan.total):.4g} "
             f"(step {step}): test {format_metrics(means)}"
@@ -105,11 +105,11 @@ class RunLog:
         self, step: int, split: str, rows: list[dict[str, Any]], more: dict[str, Any]
     ) -> dict[str, float]:
         """Writes and returns the means over the seeds and `more`; the row itself for one seed."""
-        if self.means is None:
+        if self.means_writer is None:
             return rows[0]
         names = [seed.workdir.name for seed in self.seeds]
         means = means_and_deviations(rows, names) | more
-        self.means.scalars(step, self._epoch(step), split, means)
+        self.means_writer.scalars(step, self._epoch(step), split, means)
         return means
 
     @functools.cached_property

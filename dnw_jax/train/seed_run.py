@@ -9,8 +9,8 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from dnw_jax.models import edge_layers
-from dnw_jax.run import workdir as layout
 from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import checkpoint_tree, write_evaluation
 from dnw_jax.run.writers import Writer
 from dnw_jax.show.adjacency import adjacency_picture
 from dnw_jax.step.metrics import Sums, edge_churn
@@ -40,6 +40,10 @@ class SeedRun:
     ) -> dict[str, float]:
         """Writes and returns the metrics of training since the last row.
 
+        For each layer `live_edges/NAME` counts the real edges. Some of them may carry no signal to
+        a logit; `deploy.profile` leaves those out of its "live edges". `edge_churn/NAME` is the
+        share of the real edges that were not real at the last row.
+
         Args:
           step: updates made so far.
           sums: over the training examples since the last row.
@@ -49,9 +53,9 @@ class SeedRun:
         """
         metrics = sums.averages() | more
         for name, mask in masks.items():
-            live, replaced = edge_churn(old_masks[name], mask)
-            metrics[f"live_edges/{name}"] = int(live)
-            metrics[f"edge_churn/{name}"] = float(replaced)
+            num_real, share_new = edge_churn(old_masks[name], mask)
+            metrics[f"live_edges/{name}"] = int(num_real)
+            metrics[f"edge_churn/{name}"] = float(share_new)
         self.writer.scalars(step, step / self.plan.per_epoch, "train", metrics)
         return metrics
 
@@ -60,7 +64,7 @@ class SeedRun:
     ) -> None:
         """Writes the metrics of an evaluation, and pictures of the wiring at that step."""
         self.writer.scalars(step, step / self.plan.per_epoch, "test", metrics)
-        layout.write_evaluation(self.workdir, {**metrics, "step": step, "changed": []})
+        write_evaluation(self.workdir, {**metrics, "step": step, "changed": []})
         for name, layer in edge_layers(state.model()).items():
             if layer.weights.ndim == 2:  # a graph; not a convolution
                 picture = adjacency_picture(np.asarray(layer.weights), np.asarray(masks[name]))
@@ -68,7 +72,7 @@ class SeedRun:
 
     def save(self, step: int, state: TrainState, accuracy: float | None = None) -> None:
         """Saves a checkpoint; one with a test `accuracy` can become the best checkpoint."""
-        self.checkpoints.save(step, layout.checkpoint_tree(state), accuracy)
+        self.checkpoints.save(step, checkpoint_tree(state), accuracy)
 
     def is_annealing(self, state: TrainState, masks: Masks) -> bool:
         """Returns whether an annealed wiring still has more edges than it will have in the end."""

@@ -6,7 +6,6 @@ an ordinary run, so nothing that reads a workdir needs to know about seeds. The 
 holds means and standard deviations.
 """
 
-import dataclasses
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -48,11 +47,11 @@ def stack_seeds(states: list[TrainState]) -> TrainState:
     """Returns one state, whose arrays have the seeds as first axis; a single state unchanged."""
     if len(states) == 1:
         return states[0]
-    # Each seed has its own graphdef and optimizer object. They are alike, but jax.tree.map compares
-    # them as parts of the tree structure, which must be equal.
-    shared = {"graphdef": states[0].graphdef, "optimizer": states[0].optimizer}
-    states = [dataclasses.replace(state, **shared) for state in states]
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+    # Not jax.tree.map: it requires equal static fields, but each state has its own graphdef and
+    # optimizer object. All of them do the same, so the result has those of the first state.
+    arrays_of_states = zip(*map(jax.tree.leaves, states), strict=True)
+    stacked = [jnp.stack(arrays) for arrays in arrays_of_states]
+    return jax.tree.unflatten(jax.tree.structure(states[0]), stacked)
 
 
 def unstack_seeds(tree: Any, num_seeds: int) -> list[Any]:

@@ -18,7 +18,7 @@ class Trace:
 
     def at(self, step: int) -> None:
         """Starts or stops the trace if it begins or ends after `step` updates."""
-        first, last = self.plan.profile or (None, None)
+        first, last = self.plan.trace or (None, None)
         if step == first and step < self.plan.total:
             jax.profiler.start_trace(str(self.folder))
             self._running = True

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
+from dnw_jax.config import CONFIG_FILE
 from dnw_jax.errors import UserError
 from dnw_jax.models import edge_layers
-from dnw_jax.run.workdir import CHECKPOINTS, CONFIG, load_model
+from dnw_jax.run.workdir import CHECKPOINTS, load_model
 from dnw_jax.step.state import TrainState, split
 
 _COPIED = (nnx.Param, nnx.BatchStat)
@@ -51,13 +52,13 @@ def warm_start(state: TrainState, config: ConfigDict) -> TrainState:
 
 
 def _workdir_and_step(init_from: Path) -> tuple[Path, int | str]:
-    if (init_from / CONFIG).is_file():
+    if (init_from / CONFIG_FILE).is_file():
         return init_from, "last"
     if init_from.name.isdecimal() and init_from.parent.name == CHECKPOINTS:
         return init_from.parent.parent, int(init_from.name)
     raise UserError(
-        f"init_from is {init_from}; it must be the workdir of a run (which holds a {CONFIG}) or "
-        f"one of its checkpoints, such as runs/complete/{CHECKPOINTS}/1000"
+        f"init_from is {init_from}; it must be the workdir of a run (which holds a "
+        f"{CONFIG_FILE}) or one of its checkpoints, such as runs/complete/{CHECKPOINTS}/1000"
     )
 
 
