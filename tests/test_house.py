@@ -300,6 +300,14 @@ FORBIDDEN_WORDS = re.compile(
 )
 
 
+def test_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    names = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:/|\.py))`", text))
+    assert len(names) > 20
+    missing = {name for name in names if not ((PACKAGE / name).exists() or (ROOT / name).exists())}
+    assert not missing
+
+
 @pytest.mark.parametrize("path", PROSE, ids=relative)
 def test_plain_english(path: Path) -> None:
     text = path.read_text()

@@ -30,7 +30,9 @@ def build_model(config: ConfigDict) -> nnx.Module:
       A module. `model(images, train=False)` gives logits, float32 [batch, classes]; `images` are
       float32 [batch, height, width, channels], normalised. `model(images, train=True, key=key)`
       also updates the running statistics of the norms; only rules that draw random numbers need
-      the key.
+      the key. In evaluation the module may be an argument of a JAX transform or captured by a
+      closure. In training, pass its state as an argument and merge the module inside the transform
+      (`nnx.split`, `nnx.merge(..., copy=True)`), as with Flax's `nnx.BatchNorm`.
     """
     return _BUILDERS[config.model.name](config, nnx.Rngs(config.seed))
 
