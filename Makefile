@@ -9,12 +9,12 @@ ARGS ?=
 IN_VENV = $(VENV)/bin/python -m
 PIP_INSTALL = pip install --quiet --disable-pip-version-check --constraint
 INSTALL = $(IN_VENV) $(PIP_INSTALL) constraints.txt
-# Idle workers take over tests of the busy ones.
-PYTEST = pytest --numprocesses=auto --dist=worksteal
+# A worker runs whole files, because their tests share runs and compiled programs.
+PYTEST = pytest --numprocesses=auto --dist=loadfile
 
 # What `make test-oldest` runs: files, and a golden case of each family of models.
 OLDEST_FILES = $(addprefix tests/test_,transforms.py sparse_layers.py saved_workdir.py golden.py)
-OLDEST_CASES = static_random or discrete_time_dnw or continuous_dnw or mbv1_cifar_dnw_x225 \
+OLDEST_CASES = static_random or discrete_time_dnw or continuous_dnw or mbv1_imagenet_dnw_x225 \
 	or mobilenetv1_x25_cifar or resnet18_dense
 
 .DEFAULT_GOAL := help

@@ -14,6 +14,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return [text for name, text in fences if name == language]
 
 
+@pytest.mark.slow
 def test_the_guide_to_sparse_training(capsys: pytest.CaptureFixture[str]) -> None:
     """With 3 training steps instead of 600: all but the accuracies must be as shown."""
     programs = "\n".join(blocks(GUIDE, "python"))

@@ -350,6 +350,7 @@ def test_a_few_passes_suffice() -> None:
         assert max(counts) <= 12, kind
 
 
+@pytest.mark.slow
 def test_sharded_over_eight_devices() -> None:
     """The choice is the same, and only counts and a sample are all-reduced: no weights move."""
     code = """

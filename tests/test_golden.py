@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,20 +21,29 @@ ZERO = 1e-5
 OLDER_JAX = jax.__version_info__ < (0, 10)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # a case holds up to 2 GB
 def case_of(name: str) -> Case:
     return Case(name)
 
 
-@pytest.fixture(scope="module", params=CASES)
+# The other cases take up to a minute each.
+QUICK = {*TINY, "mbv1_imagenet_dnw_x225", "mobilenetv1_x25_cifar", "resnet18_dense"}
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """The names as parameters; those of cases that take long are marked."""
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.fixture(scope="module", params=marked(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 
 
-@pytest.fixture(scope="module", params=[name for name in CASES if Case.steps_of(name)])
-def trained_case(request: pytest.FixtureRequest) -> Case:
-    """A case with training steps."""
-    return case_of(request.param)
+# The same fixture for the cases with training steps, so that each case is built once.
+with_training = pytest.mark.parametrize(
+    "case", marked(name for name in CASES if Case.steps_of(name)), indirect=True
+)
 
 
 def test_every_case_is_there() -> None:
@@ -79,16 +90,16 @@ def test_counts(case: Case) -> None:
     assert rates == case.settings["prune_rates"]
 
 
-def test_every_gradient_is_compared(trained_case: Case) -> None:
-    case = trained_case
+@with_training
+def test_every_gradient_is_compared(case: Case) -> None:
     heads = {name.removeprefix("grad_head/") for name in case.arrays if "grad_head/" in name}
     assert case.gradients.keys() == case.settings["grad_norms"].keys() == heads
     for name, gradient in case.gradients.items():
         assert list(gradient.shape) == case.settings["state_dict"][name]
 
 
-def test_gradients(trained_case: Case) -> None:
-    case = trained_case
+@with_training
+def test_gradients(case: Case) -> None:
     tolerance = 2e-2 if case.continuous or case.rounds_relus else 1e-3
     head_tolerance = 0.3 if case.rounds_relus else tolerance
     for name, gradient in case.gradients.items():
@@ -102,14 +113,15 @@ def test_gradients(trained_case: Case) -> None:
             close(head, golden, max(head_tolerance * np.abs(golden).max(), 1e-6 * norm), name)
 
 
-def test_accuracy_of_the_first_step(trained_case: Case) -> None:
-    correct = trained_case.train_logits.argmax(-1) == trained_case.batch(0)["label"]
-    assert float(trained_case.steps[0].metrics["accuracy"]) == pytest.approx(correct.mean())
+@with_training
+def test_accuracy_of_the_first_step(case: Case) -> None:
+    correct = case.train_logits.argmax(-1) == case.batch(0)["label"]
+    assert float(case.steps[0].metrics["accuracy"]) == pytest.approx(correct.mean())
 
 
-def test_losses(trained_case: Case) -> None:
+@with_training
+def test_losses(case: Case) -> None:
     """Losses of steps 0, 1, 2, then weights and logits, as far as float32 determines them."""
-    case = trained_case
     steps = case.steady_steps
     losses = np.array([float(step.metrics["loss"]) for step in steps])
     golden = case.arrays["losses"][: len(losses)]

@@ -266,6 +266,7 @@ def test_evaluation_covers_each_photograph_once(batch_size: int) -> None:
     assert all(len(batch["label"]) == batch_size for batch in batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_error_names_the_damaged_photograph(num_workers: int) -> None:
     source = photographs(damaged=(7,), num_workers=num_workers)

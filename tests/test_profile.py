@@ -24,6 +24,7 @@ def test_a_dense_network_is_counted_whole() -> None:
     assert report.macs == sum(row.macs for row in report.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edges", ["complete", "dnw"])
 def test_a_chain_of_graphs(edges: str) -> None:
     config = dnw_jax.load_config(

@@ -649,6 +649,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_sharded_parameters_keep_their_sharding() -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     assert run_python(SHARDED, **flags) == ["done"]

@@ -380,6 +380,7 @@ def test_a_run_makes_the_updates_of_train_step(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tmp_path: Path) -> None:
     run(tmp_path, dtype="bfloat16", num_steps="100", batch_size="64")
     train = rows(tmp_path, "train")
@@ -461,6 +462,7 @@ def test_a_start_without_checkpoint_leaves_the_config_free(tmp_path: Path) -> No
     assert dnw_jax.load(tmp_path)[1].model.num_nodes == 24
 
 
+@pytest.mark.slow
 def test_a_solver_may_change(tmp_path: Path) -> None:
     """Checkpoints do not depend on the solver; evaluation uses the solver of its config."""
     fields = {"model__wiring": "continuous", "model__solver__step_size": "0.5", "num_steps": "1"}

@@ -115,6 +115,7 @@ def test_an_invalid_init_from_is_refused(
 # Rules that change or draw random numbers during a run.
 
 
+@pytest.mark.slow
 def test_annealing(tmp_path: Path) -> None:
     """From all 576 edges to 288 over the first half of the run, and the penalty shrinks them."""
     fields = {"num_steps": "8", "evaluate__every_steps": "1", "model__edges": "l1_anneal"}
@@ -126,6 +127,7 @@ def test_annealing(tmp_path: Path) -> None:
     assert strong < 0.95 * weak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "accumulate_steps"),
     [
@@ -147,6 +149,7 @@ def test_resuming_changes_no_weight(tmp_path: Path, rule: str, accumulate_steps:
     np.testing.assert_array_equal(edge_weights(tmp_path, 5), final)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_parameters(tmp_path: Path) -> None:
     """Evaluation and loading use the average; training continues with the parameters."""
     run(tmp_path / "plain", **STEPS)
