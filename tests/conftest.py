@@ -23,16 +23,24 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The folders and modules whose jaxtyping annotations are enforced. The hook must be installed
-# before the package is imported.
+# before the package is imported. `deploy.network` and `deploy.profile` are left out: a wrong type of
+# an argument must reach their UserErrors.
 CHECKED = (
+    "deploy.builder",
+    "deploy.liveness",
+    "deploy.lower_graphs",
+    "deploy.lowering",
     "deploy.operations",
     "deploy.products",
+    "deploy.table",
     "edges",
     "graphs",
     "models",
     "ops",
     "show",
     "step.metrics",
+    "step.programs",
+    "step.state",
 )
 
 install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")
