@@ -23,8 +23,9 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The folders and modules whose jaxtyping annotations are enforced. The hook must be installed
-# before the package is imported. `deploy.network` and `deploy.profile` are left out: a wrong type of
-# an argument must reach their UserErrors.
+# before the package is imported. Left out: `deploy.network` and `deploy.profile`, because a wrong
+# type of an argument must reach their UserErrors; `step.programs` and `step.state`, because JAX
+# puts descriptions of arrays into their dataclasses when it lowers a program.
 CHECKED = (
     "deploy.builder",
     "deploy.liveness",
@@ -39,8 +40,6 @@ CHECKED = (
     "ops",
     "show",
     "step.metrics",
-    "step.programs",
-    "step.state",
 )
 
 install_import_hook([f"dnw_jax.{name}" for name in CHECKED], "beartype.beartype")

@@ -101,11 +101,12 @@ def profile(
     network = model if isinstance(model, Network) else lower(model, image_size)
     if convention == "executed":
         return Profile(tuple(_executed_rows(network)))
-    if [part for part in network.wirings if part != "head"] != list(_REFERENCE_SIZES):
+    graphs = [part for part in network.wirings if part != "head"]
+    if graphs != list(_REFERENCE_SIZES):
         raise UserError(
             "convention is 'reference'; the published code counts MobileNetV1-like chains only, of "
-            f"{len(_REFERENCE_SIZES)} graphs, and this model is a {network.model} with "
-            f"the graphs {list(network.wirings)}: take the convention 'executed'"
+            f"{len(_REFERENCE_SIZES)} graphs; this model is a {network.model}, number of graphs: "
+            f"{len(graphs)}. Count it by the convention 'executed'"
         )
     return Profile(tuple(_reference_rows(network)))
 
