@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,6 +245,40 @@ def test_wrong_arguments_are_refused() -> None:
         network(np.zeros((1, 16, 16, 3), np.float32))
     with pytest.raises(dnw_jax.UserError, match="model is a Linear"):
         lower(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("image_size", [0, -5, (8, 8), 8.0, None])
+def test_an_image_size_is_a_positive_integer(image_size: object) -> None:
+    message = re.escape(f"image_size is {image_size!r}; it must be an integer of at least 1")
+    for function in (lower, dnw_jax.profile):
+        with pytest.raises(dnw_jax.UserError, match=message):
+            function(tiny(), image_size)
+
+
+def test_an_integer_of_numpy_is_an_image_size() -> None:
+    assert lower(tiny(), np.int64(9)).sizes[INPUT] == (9, 9, 3)
+
+
+@pytest.mark.parametrize("name", ["static", "resnet"])
+def test_an_empty_batch_has_no_logits(name: str) -> None:
+    _, network = lowered(name)
+    num_classes = network.sizes[network.output].channels
+    assert network(images_of(network, batch=0)).shape == (0, num_classes)
+
+
+def test_a_network_prints_as_a_table() -> None:
+    model, network = lowered("discrete")
+    heading, names, *rows = str(network).splitlines()
+    assert heading.startswith("TinyClassifier: ")
+    assert f"{len(network.operations)} operations in 3 parts hold " in heading
+    assert names.split() == ["output", "kind", "part", "size", "numbers"]
+    assert [row.split()[0] for row in rows] == [op.output for op in network.operations]
+    # The stem's convolution from 3 channels to 2, with a bias; images of 32 pixels are halved.
+    assert rows[0].split() == ["stem/conv", "Convolution", "stem", "16x16x2", "56"]
+    steps = [row.split() for row in rows if "Edges" in row]
+    num_edges = int(dnw_jax.wiring(model)["graph"].sum())
+    assert [int(step[-1]) for step in steps[1:-1]] == [num_edges] * 2  # from all nodes to all
+    assert repr(network) == str(network)
 
 
 # What the logits depend on.

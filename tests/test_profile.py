@@ -8,8 +8,12 @@ from flax import nnx
 
 import dnw_jax
 from dnw_jax.deploy.network import lower
+from dnw_jax.edges import RULES
+from dnw_jax.models.mobilenet import MobileNetGraphs, Stage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_dense_network_is_counted_whole() -> None:
@@ -94,6 +98,13 @@ def test_a_lowered_network_is_counted_at_its_size() -> None:
     assert dnw_jax.profile(lower(model, 20)) == dnw_jax.profile(model, 20)
 
 
+def chain_of_two_graphs() -> nnx.Module:
+    stages = [Stage(4, 6, 1, 1), Stage(6, 6, 2, 2)]
+    return MobileNetGraphs(
+        3, 5, 32, 0.5, RULES["complete"], small=False, stages=stages, rngs=nnx.Rngs(0)
+    )
+
+
 def test_the_table_and_what_cannot_be_counted() -> None:
     config = dnw_jax.load_config(f"{CONFIGS}/cifar10_mobilenet.py:width=0.25")
     model = dnw_jax.build_model(config)
@@ -104,6 +115,8 @@ def test_the_table_and_what_cannot_be_counted() -> None:
     assert len({len(line) for line in lines}) == 1
     with pytest.raises(dnw_jax.UserError, match="MobileNetV1-like chains only"):
         dnw_jax.profile(model, convention="reference")
+    with pytest.raises(dnw_jax.UserError, match="of 5 graphs"):
+        dnw_jax.profile(chain_of_two_graphs(), 32, "reference")
     with pytest.raises(dnw_jax.UserError, match="convention is 'paper'"):
         dnw_jax.profile(model, convention="paper")
     with pytest.raises(dnw_jax.UserError, match="model is a Linear"):

@@ -16,7 +16,15 @@ class Builder:
     """A network that is not complete yet. Its methods append operations.
 
     `value` is the name of the value that an operation reads; each method returns the name of the
-    value that it added.
+    value that it added, `part/label`.
+
+    Args:
+      image_size: height and width of the images in pixels.
+      num_channels: channels of the images.
+
+    Attributes:
+      sizes: the size of each value that was added, and of the images, by name.
+      wirings: the edges of whole graphs, by part; the caller fills it.
     """
 
     def __init__(self, image_size: int, num_channels: int):
@@ -25,7 +33,21 @@ class Builder:
         self.wirings: dict[str, Wiring] = {}
 
     def add(self, kind: type[Operation], part: str, label: str, *inputs: str, **fields: Any) -> str:
-        """Appends an operation; its output is named `part/label`."""
+        """Appends an operation.
+
+        Args:
+          kind: class of the operation.
+          part: the part of the model that it belongs to.
+          label: names its output within the part.
+          *inputs: names of the values that it reads, which were added before.
+          **fields: the other fields of `kind`.
+
+        Returns:
+          The name of its output.
+
+        Raises:
+          ValueError: the part has this label already.
+        """
         output = f"{part}/{label}"
         if output in self.sizes:
             raise ValueError(f"two operations compute {output}")
@@ -59,7 +81,15 @@ class Builder:
         nodes: range | None = None,
         rectify: bool = False,
     ) -> str:
-        """Appends a norm by running statistics, of some `nodes` only, and a ReLU if `rectify`."""
+        """Appends a norm by running statistics, and a ReLU if `rectify`.
+
+        Args:
+          part, label: name the output.
+          value: name of the planes to normalise.
+          norm: holds the statistics and parameters.
+          nodes: in a graph, the nodes whose planes `value` holds; `norm` is that of all its nodes.
+          rectify: whether the result is that of a ReLU after the norm, `part/label.relu`.
+        """
         channels = slice(None) if nodes is None else slice(nodes.start, nodes.stop)
         scale, bias, mean, variance = (
             numbers(variable[channels]) for variable in (norm.scale, norm.bias, norm.mean, norm.var)

@@ -23,6 +23,7 @@ class GraphBuilder:
     planes of these nodes; each method returns the name of the value that it added.
 
     Args:
+      builder: the network that the operations and the wiring are added to.
       part: name of the graph.
       edges: its edges, which are chosen here, once. Their targets are the last nodes.
       parameters: the parameters of the nodes; None if they only send and receive.
@@ -64,7 +65,7 @@ class GraphBuilder:
         return self._builder.relu(self._part, label, value, nodes=nodes)
 
     def norm(self, label: str, value: str, nodes: range) -> str:
-        """Appends the norm of some nodes: of each image's pixels, or by running statistics."""
+        """Appends the norm of `nodes`: of each image's pixels, or by running statistics."""
         if isinstance(self._parameters, BatchNormNodes):
             norm = self._parameters.norm
             return self._builder.batch_norm(self._part, label, value, norm, nodes=nodes)
@@ -80,7 +81,13 @@ class GraphBuilder:
         return self.add(Depthwise, label, value, kernel=kernel, stride=stride, nodes=nodes)
 
     def edges(self, label: str, value: str, sources: range, targets: range) -> str:
-        """Appends the signal that `sources` send to `targets`."""
+        """Appends the signal that `sources` send to `targets`.
+
+        Args:
+          label: ends the name of the signal.
+          value: the planes of `sources`.
+          sources, targets: numbers of nodes. Only the chosen edges between them carry signal.
+        """
         first = self._wiring.targets.start
         rectangle = (_slice(sources), slice(targets.start - first, targets.stop - first))
         return self.add(
@@ -95,14 +102,23 @@ class GraphBuilder:
 
 
 def lower_blocked(builder: Builder, part: str, graph: BlockedGraph, value: str) -> str:
-    """Appends a static graph; returns the states of its outputs.
+    """Appends a static graph.
 
     Each pair of blocks has its own `Edges`, and an `Add` sums what a block receives.
+
+    Args:
+      builder: the network that the graph is added to.
+      part: name of the graph.
+      graph: the graph, which may shrink the planes by its stride.
+      value: name of the states of the inputs, which have one channel for each input.
+
+    Returns:
+      The name of the states of the outputs.
     """
     ends = [0, *itertools.accumulate(graph.block_sizes)]
     blocks = [range(start, end) for start, end in itertools.pairwise(ends)]
     reads_last_block = graph.inner_outputs is None
-    parts = GraphBuilder(
+    graph_builder = GraphBuilder(
         builder,
         part,
         graph.edges,
@@ -115,32 +131,41 @@ def lower_blocked(builder: Builder, part: str, graph: BlockedGraph, value: str) 
     for index, block in enumerate(blocks):
         if index > 0:
             received = [
-                parts.edges(f"block_{source}_to_{index}", planes, blocks[source], block)
+                graph_builder.edges(f"block_{source}_to_{index}", planes, blocks[source], block)
                 for source, planes in enumerate(fired)
             ]
             value = received[0]
             if len(received) > 1:
-                value = parts.add(Add, f"block_{index}.state", *received, nodes=block)
+                value = graph_builder.add(Add, f"block_{index}.state", *received, nodes=block)
         if reads_last_block and index == len(blocks) - 1:
             return value
-        active = parts.norm(f"block_{index}.norm", value, block)
-        active = parts.relu(f"block_{index}.relu", active, block)
+        active = graph_builder.norm(f"block_{index}.norm", value, block)
+        active = graph_builder.relu(f"block_{index}.relu", active, block)
         stride = graph.stride if index == 0 else 1
-        fired.append(parts.depthwise(f"block_{index}.fired", active, block, stride))
-    outputs = parts.outputs
+        fired.append(graph_builder.depthwise(f"block_{index}.fired", active, block, stride))
+    outputs = graph_builder.outputs
     channels = range(len(blocks[-1]))[-len(outputs) :]
-    state = parts.add(Slice, "outputs.state", value, channels=channels, nodes=outputs)
-    received_last = parts.edges("last_block_to_outputs", fired[-1], blocks[-1], outputs)
-    return parts.add(Add, "outputs", state, received_last, nodes=outputs)
+    state = graph_builder.add(Slice, "outputs.state", value, channels=channels, nodes=outputs)
+    received_last = graph_builder.edges("last_block_to_outputs", fired[-1], blocks[-1], outputs)
+    return graph_builder.add(Add, "outputs", state, received_last, nodes=outputs)
 
 
 def lower_in_time(builder: Builder, part: str, graph: TimeGraph, value: str) -> str:
-    """Appends a graph in time; returns the states of its outputs.
+    """Appends a graph in time.
 
     Discrete time is unrolled: in the first step only the inputs send, in the last step only the
     outputs receive. In continuous time only one evaluation of the field is appended.
+
+    Args:
+      builder: the network that the graph is added to.
+      part: name of the graph.
+      graph: the graph.
+      value: name of the states of the inputs, which have one channel for each input.
+
+    Returns:
+      The name of the states of the outputs.
     """
-    parts = GraphBuilder(
+    graph_builder = GraphBuilder(
         builder,
         part,
         graph.edges,
@@ -149,33 +174,45 @@ def lower_in_time(builder: Builder, part: str, graph: TimeGraph, value: str) -> 
         num_outputs=graph.num_outputs,
         num_nodes=graph.edges.weights.shape[0],
     )
-    every, outputs = parts.all_nodes, parts.outputs
-    active = parts.relu("inputs.relu", value, parts.inputs)
+    all_nodes, outputs = graph_builder.all_nodes, graph_builder.outputs
+    active = graph_builder.relu("inputs.relu", value, graph_builder.inputs)
     if not isinstance(graph.dynamics, DiscreteTime):
-        start = parts.add(AppendZeros, "start", active, num_channels=len(every), nodes=every)
-        derivative = _lower_next_states(parts, "field", start, every, every)
-        state = parts.add(Solve, "end", start, derivative, nodes=every)
-        return parts.add(Slice, "outputs", state, channels=outputs, nodes=outputs)
-    sources = parts.inputs
+        start = graph_builder.add(
+            AppendZeros, "start", active, num_channels=len(all_nodes), nodes=all_nodes
+        )
+        derivative = _lower_next_states(graph_builder, "field", start, all_nodes, all_nodes)
+        state = graph_builder.add(Solve, "end", start, derivative, nodes=all_nodes)
+        return graph_builder.add(Slice, "outputs", state, channels=outputs, nodes=outputs)
+    sources = graph_builder.inputs
     for step in range(graph.dynamics.num_steps - 1):
-        state = _lower_next_states(parts, f"step_{step}", active, sources, every)
-        active, sources = parts.relu(f"step_{step}.relu", state, every), every
-    return _lower_next_states(parts, "last_step", active, sources, outputs)
+        state = _lower_next_states(graph_builder, f"step_{step}", active, sources, all_nodes)
+        active, sources = graph_builder.relu(f"step_{step}.relu", state, all_nodes), all_nodes
+    return _lower_next_states(graph_builder, "last_step", active, sources, outputs)
 
 
 def _lower_next_states(
-    parts: GraphBuilder, label: str, active: str, sources: range, targets: range
+    graph_builder: GraphBuilder, label: str, active: str, sources: range, targets: range
 ) -> str:
     """Appends f(W Z) of rectified states Z: convolve, send along the edges, normalise."""
-    fired = parts.depthwise(f"{label}.fired", active, sources)
-    received = parts.edges(f"{label}.received", fired, sources, targets)
-    return parts.norm(f"{label}.norm", received, targets)
+    fired = graph_builder.depthwise(f"{label}.fired", active, sources)
+    received = graph_builder.edges(f"{label}.received", fired, sources, targets)
+    return graph_builder.norm(f"{label}.norm", received, targets)
 
 
 def lower_sparse_linear(builder: Builder, part: str, layer: SparseLinear, features: str) -> str:
-    """Appends a sparse linear layer as the edges from its features to the classes after them."""
+    """Appends a sparse linear layer as a graph: its nodes are the features, then the classes.
+
+    Args:
+      builder: the network that the layer is added to.
+      part: name of the layer.
+      layer: the layer, which has no bias.
+      features: name of the planes of one pixel that the layer reads.
+
+    Returns:
+      The name of the logits.
+    """
     num_features, num_classes = layer.weights.shape
-    parts = GraphBuilder(
+    graph_builder = GraphBuilder(
         builder,
         part,
         layer,
@@ -184,7 +221,7 @@ def lower_sparse_linear(builder: Builder, part: str, layer: SparseLinear, featur
         num_outputs=num_classes,
         num_nodes=num_features + num_classes,
     )
-    return parts.edges("logits", features, parts.inputs, parts.outputs)
+    return graph_builder.edges("logits", features, graph_builder.inputs, graph_builder.outputs)
 
 
 def _slice(nodes: range) -> slice:

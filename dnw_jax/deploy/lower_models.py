@@ -132,7 +132,7 @@ def _lower_block(builder: Builder, name: str, block: Block, value: str) -> str:
         inner = builder.batch_norm(part, "norm", inner, norm, rectify=rectify)
     if block.downsample is not None:
         part = f"{name}.downsample"
-        convolution, norm = getattr(block.downsample, "0"), getattr(block.downsample, "1")
+        convolution, norm = numbered(block.downsample, "")
         shortcut = builder.convolution(part, "conv", value, convolution)
         shortcut = builder.batch_norm(part, "norm", shortcut, norm)
     total = builder.add(Add, name, "sum", inner, shortcut)

@@ -32,6 +32,7 @@ A consumer needs no knowledge of any model class. It may rely on these propertie
   through each kind of operation.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,7 +40,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dnw_jax.deploy.operations import NOT_CALLABLE, Operation, Size, Solve
+from dnw_jax.deploy.operations import NOT_CALLABLE, Array, Operation, Size, Solve
+from dnw_jax.deploy.table import aligned
 from dnw_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,9 +69,9 @@ class Wiring:
     sparsity: float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Network:
-    """A lowered network; call it with images to compute logits in NumPy.
+    """A lowered network; call it with images to compute logits in NumPy. Prints as a table.
 
     Attributes:
       model: name of the class that was lowered, for messages.
@@ -101,6 +103,22 @@ class Network:
             parts.setdefault(operation.part, []).append(operation)
         return parts
 
+    def __str__(self) -> str:
+        counts = [_num_numbers(operation) for operation in self.operations]
+        heading = (
+            f"{self.model}: {len(self.operations)} operations in {len(self.parts)} parts hold "
+            f"{sum(counts):,} numbers"
+        )
+        rows = [
+            (op.output, type(op).__name__, op.part, "x".join(map(str, self.sizes[op.output])), text)
+            for op, text in zip(self.operations, map("{:,}".format, counts), strict=True)
+        ]
+        return "\n".join(
+            [heading, *aligned([("output", "kind", "part", "size", "numbers"), *rows])]
+        )
+
+    __repr__ = __str__
+
     def __call__(
         self, images: Float[np.ndarray, "batch height width channels"]
     ) -> Float[np.ndarray, "batch classes"]:
@@ -130,6 +148,17 @@ class Network:
         return values[self.output][:, 0, 0]
 
 
+def _num_numbers(operation: Operation) -> int:
+    """Returns how many numbers an operation holds; of weights with a mask, the real edges.
+
+    The steps of a graph in time hold the same numbers; each counts them.
+    """
+    arrays = {name: value for name, value in vars(operation).items() if isinstance(value, Array)}
+    mask = arrays.pop("mask", None)
+    num_absent = 0 if mask is None else int((~mask).sum())
+    return sum(array.size for array in arrays.values()) - num_absent
+
+
 def lower(model: "nnx.Module", image_size: int = 224) -> Network:
     """Lowers a model of this package to a flat list of operations.
 
@@ -140,8 +169,22 @@ def lower(model: "nnx.Module", image_size: int = 224) -> Network:
       image_size: height and width of the images in pixels, at least 1.
 
     Raises:
-      UserError: the model is not one of this package.
+      UserError: the model is not one of this package, or the image size is not an integer of at
+        least 1.
     """
     from dnw_jax.deploy.lower_models import lowered  # noqa: PLC0415 - it imports JAX
 
-    return lowered(model, image_size)
+    return lowered(model, _checked_size(image_size))
+
+
+def _checked_size(image_size: int) -> int:
+    try:
+        pixels = operator.index(image_size)
+    except TypeError:
+        pixels = 0
+    if pixels < 1:
+        raise UserError(
+            f"image_size is {image_size!r}; it must be an integer of at least 1, the height and "
+            "width of the images in pixels"
+        )
+    return pixels

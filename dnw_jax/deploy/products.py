@@ -1,6 +1,7 @@
 """The operations of a lowered network that have weights: edges, convolutions and linear maps."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,11 @@ class Product(Operation):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Product):
-    """A dense linear map of features or of each pixel: weights [sources, targets], and a bias."""
+    """A dense linear map: weights [sources, targets], no mask.
+
+    It adds nothing to `Product`. It is a class so that a consumer can match it before it matches
+    any `Product`, and export it as a dense layer: the models use it for planes of one pixel only.
+    """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,8 +94,8 @@ class Convolution(Product):
         views = np.lib.stride_tricks.sliding_window_view(padded, window, (1, 2))
         # [batch, rows, columns, height, width, sources], as the weights are laid out.
         patches = views[:, ::step, ::step].transpose(0, 1, 2, 4, 5, 3)
-        patches = patches.reshape(*patches.shape[:3], -1)
-        return self._biased(_times(patches, self.weights.reshape(-1, self.weights.shape[-1])))
+        weights = self.weights.reshape(-1, self.weights.shape[-1])
+        return self._biased(_times(patches.reshape(*patches.shape[:3], len(weights)), weights))
 
     def size(self, *sizes: Size) -> Size:
         """Returns the number of windows in both directions, and the number of targets."""
@@ -131,4 +136,6 @@ class Depthwise(Operation):
 def _times(planes: Planes, weights: Float[Array, "channels targets"]) -> Sent:
     """Returns planes @ weights as one product of two matrices, which NumPy computes fastest."""
     *pixels, channels = planes.shape
-    return (planes.reshape(-1, channels) @ weights).reshape(*pixels, weights.shape[1])
+    # The number of pixels is not -1, which NumPy cannot infer for an empty batch.
+    matrix = planes.reshape(math.prod(pixels), channels)
+    return (matrix @ weights).reshape(*pixels, weights.shape[1])

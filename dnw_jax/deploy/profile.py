@@ -11,12 +11,17 @@ from dnw_jax.deploy.liveness import Live, liveness, with_edges
 from dnw_jax.deploy.network import Network, Wiring, lower
 from dnw_jax.deploy.operations import Norm, Operation
 from dnw_jax.deploy.products import Convolution, Depthwise, Edges, Product
+from dnw_jax.deploy.table import aligned
 from dnw_jax.errors import UserError
 
 if TYPE_CHECKING:
     from flax import nnx
 
 Convention = Literal["executed", "reference"]
+
+# Height and width of the planes that each graph of a chain leaves, of images of 224 pixels.
+# The stem leaves planes of the first size.
+_REFERENCE_SIZES = {"graph_0": 112, "graph_1": 56, "graph_2": 28, "graph_3": 14, "graph_4": 7}
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,7 @@ class Profile:
         heads = ("part", "nodes", "live nodes", "dead inputs", "live edges", "params", "mult-adds")
         table = [heads, *map(_cells, self.rows)]
         table.append(("total", "", "", "", "", f"{self.params:,}", f"{self.macs:,}"))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in table
-        ]
+        lines = aligned(table)
         rule = "-" * len(lines[0])
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
@@ -91,18 +92,21 @@ def profile(
         backwards included; every node that has an edge; without norms and the linear bias.
 
     Raises:
-      UserError: the model is not one of this package, the convention is unknown, or the model is
-        not one that the convention "reference" counts.
+      UserError: the model is not one of this package, the image size is not an integer of at
+        least 1, the convention is unknown, or the model is not one that the convention "reference"
+        counts.
     """
     if convention not in ("executed", "reference"):
         raise UserError(f"convention is {convention!r}; it must be 'executed' or 'reference'")
     network = model if isinstance(model, Network) else lower(model, image_size)
     if convention == "executed":
         return Profile(tuple(_executed_rows(network)))
-    if "graph_0" not in network.wirings:
+    graphs = [part for part in network.wirings if part != "head"]
+    if graphs != list(_REFERENCE_SIZES):
         raise UserError(
-            "convention is 'reference'; the published code counts MobileNetV1-like chains only, "
-            f"and this model is a {network.model}"
+            "convention is 'reference'; the published code counts MobileNetV1-like chains only, of "
+            f"{len(_REFERENCE_SIZES)} graphs; this model is a {network.model}, number of graphs: "
+            f"{len(graphs)}. Count it by the convention 'executed'"
         )
     return Profile(tuple(_reference_rows(network)))
 
@@ -193,9 +197,8 @@ def _reference_rows(network: Network) -> Iterator[Row]:
 
     There the fraction of edges that the budget asks for is truncated in each row.
     """
-    sizes = [112, 112, 56, 28, 14, 7]  # after the stem and after each graph
-    graphs = {part: wiring for part, wiring in network.wirings.items() if part != "head"}
-    for (part, wiring), size in zip(graphs.items(), sizes[1:], strict=False):
+    for part, size in _REFERENCE_SIZES.items():
+        wiring = network.wirings[part]
         area, edges = size**2, _reference_edges(wiring)
         fires = np.any(wiring.mask, axis=1)
         nodes, inputs = int(fires.sum()), int(fires[: wiring.num_inputs].sum())
@@ -203,7 +206,7 @@ def _reference_rows(network: Network) -> Iterator[Row]:
             (stem,) = network.parts["stem"]
             assert isinstance(stem, Convolution)
             weights = inputs * stem.weights[..., 0].size
-            yield Row("stem", weights, weights * sizes[0] ** 2)
+            yield Row("stem", weights, weights * size**2)
         yield Row(
             part,
             # The published code adds float32 numbers, which are rounded above 2**24.
@@ -214,8 +217,10 @@ def _reference_rows(network: Network) -> Iterator[Row]:
             dead_inputs=wiring.num_inputs - inputs,
             edges=int(edges),
         )
+    last, size = list(_REFERENCE_SIZES.items())[-1]
+    wiring = network.wirings[last]
     outputs = int(np.any(wiring.mask[:, -wiring.num_outputs :], axis=0).sum())
-    yield Row("average", 0, outputs * sizes[-1] ** 2)
+    yield Row("average", 0, outputs * size**2)
     if "head" in network.wirings:
         edges = int(_reference_edges(network.wirings["head"]))
         yield Row("head", edges, edges, edges=edges)
