@@ -211,6 +211,88 @@ def test_a_state_that_changes_in_training() -> None:
     assert kept["head/kernel"] == 24
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstColumn(Rule):
+    """A fixed mask in a class that shares no code with the package's rules."""
+
+    mask_is_fixed = True
+    draws_wiring = True
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> jax.Array:
+        return jnp.zeros(weights.shape, bool).at[..., 0].set(True)
+
+    def mask(self, weights: Any, state: Any, num_edges: Any) -> jax.Array:
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Half(Rule):
+    """One sparsity, whatever the user asks for."""
+
+    fixes_sparsity = True
+
+    def checked_sparsity(self, sparsity: Any) -> float:
+        return 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredPenalty(Rule):
+    """The top edges, under an L2 penalty."""
+
+    def penalty(self, weights: Any) -> jax.Array:
+        return jnp.sum(weights**2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        (FirstColumn(), {"sparsity": SparsitySchedule(0.9, 10)}, "one sparsity from start to end"),
+        (FirstColumn(), {"budget": "global"}, "a random wiring, which has no such rank"),
+        (Half(), {"sparsity": SparsitySchedule(0.9, 10)}, "one sparsity from start to end"),
+        (Half(), {"budget": "erk"}, "fixes the sparsity of every leaf"),
+        (SquaredPenalty(), {}, "its penalty is a term of the loss"),
+    ],
+)
+def test_settings_that_a_users_rule_cannot_follow(rule: Rule, settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparsify(PARAMS, **{"sparsity": 0.9, "rule": rule, **settings})
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedsRealWeights(Rule):
+    """Its `init` fails for a count of 0 and for any dtype but bfloat16."""
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> jax.Array:
+        assert weights.dtype == jnp.bfloat16
+        return jnp.float32(weights.size / num_edges)
+
+
+def test_the_state_is_checked_with_the_real_counts_and_dtypes() -> None:
+    params = {"kernel": normal(8, 8, dtype=jnp.bfloat16)}
+    sparsifier = sparsify(params, 0.75, rule=NeedsRealWeights())
+    state = sparsifier.init(params)
+    effective, _ = sparsifier.apply(params, state)
+    assert (state["kernel"], jnp.sum(effective["kernel"] != 0)) == (4, 16)
+    with pytest.raises(ValueError, match=r"pass what init\(params\) gave"):
+        sparsifier.apply(params, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class PairAsState(Rule):
+    """Its state is two arrays, which is not allowed."""
+
+    def init(self, key: Any, weights: Any, num_edges: Any, forbidden: Any = None) -> Any:
+        return {"first": weights, "now": weights}
+
+
+def test_a_state_is_one_array() -> None:
+    message = r"the state of PairAsState\(\) is a dict; it must be one array or None"
+    with pytest.raises(ValueError, match=message):
+        sparsify(PARAMS, 0.5, rule=PairAsState()).init(PARAMS)
+    with pytest.raises(ValueError, match=message):
+        dnw_jax.SparseLinear(8, 4, sparsity=0.5, rule=PairAsState(), rngs=nnx.Rngs(0))
+
+
 # Schedules.
 
 
@@ -368,8 +450,8 @@ def test_budget_patterns() -> None:
         ({"rule": "2:4", "sparsity": None, "include": "head/bias"}, "head/bias: shape (12,)"),
         ({"rule": "2:4", "sparsity": None, "budget": "erk"}, "budget is 'erk'; NOfM"),
         ({"rule": "2:4", "sparsity": SparsitySchedule(0.9, 5)}, "one sparsity from start to end"),
-        ({"rule": "random", "budget": "global"}, "a random wiring has no such rank"),
-        ({"rule": "l1_anneal"}, "rule is l1_anneal"),
+        ({"rule": "random", "budget": "global"}, "a random wiring, which has no such rank"),
+        ({"rule": "l1_anneal"}, "its penalty is a term of the loss"),
         ({"exclude": "*"}, "no leaf is to be sparse"),
         ({"rule": "random", "sparsity": SparsitySchedule(0.9, 5)}, "one sparsity from start"),
         ({"budget": {"head": 0.5}, "sparsity": SparsitySchedule(0.9, 5)}, "gives single leaves"),
@@ -511,6 +593,21 @@ def test_report_counts_the_masks() -> None:
         state = sparsifier.init(params, KEY)
         assert [leaf.kept for leaf in sparsifier.report(params, state).leaves] == [25, 25]
         assert [leaf.kept for leaf in sparsifier.report(params).leaves] == [25, 25]
+
+
+NUMPY = """
+import numpy as np
+import dnw_jax
+
+params = {"kernel": np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)}
+sparsifier = dnw_jax.sparsify(params, 0.99, rule="constant_fan_in")  # one of 16 into each target
+effective, _ = sparsifier.apply(params, sparsifier.init(params))
+print(np.count_nonzero(effective["kernel"]), sparsifier.report(params).kept)
+"""
+
+
+def test_report_counts_the_masks_of_numpy_arrays() -> None:
+    assert run_python(NUMPY) == ["32 32"]
 
 
 # Any pytree.

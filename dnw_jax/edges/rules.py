@@ -32,6 +32,8 @@ class NoUpdate(Rule):
 class FixedMask(Rule):
     """The state is a mask that is chosen once. Only the edges in it learn."""
 
+    mask_is_fixed: ClassVar[bool] = True
+
     def mask(
         self, weights: Float[Array, "*shape"], state: State, num_edges: Int[Array, ""] | int
     ) -> Bool[Array, "*shape"]:

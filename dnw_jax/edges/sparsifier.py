@@ -1,6 +1,5 @@
 """A transform of parameters in the shape of optax's (init and apply), which keeps some weights."""
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dnw_jax.edges.budget import Counts, SparsitySchedule, annealed_budget
 from dnw_jax.edges.keys import split_key
 from dnw_jax.edges.paths import named_leaves
-from dnw_jax.edges.rule import Rule, State
+from dnw_jax.edges.rule import Rule, checked_state
 from dnw_jax.edges.select import edge_masks
 from dnw_jax.edges.sparsity_report import LeafReport, SparsityReport
 from dnw_jax.edges.ties import num_true
@@ -52,17 +51,14 @@ class Sparsifier:
 
         Returns:
           A dict of arrays by path. It is empty for a rule without a state.
+
+        Raises:
+          ValueError: `params` do not fit this sparsifier, or the state of a rule is no array.
         """
         key = jax.random.key(0) if key is None else key
         weights = self._sparse_leaves(named_leaves(params)[0])
         counts = self._counts(weights, 0 if self.schedule else None)
-        keys = split_key(key, len(weights))
-        return _without_none(
-            {
-                path: self.rule.init(leaf_key, weight, counts[path])
-                for leaf_key, (path, weight) in zip(keys, weights.items(), strict=True)
-            }
-        )
+        return self._init_states(weights, counts, key)
 
     def apply(
         self,
@@ -98,9 +94,10 @@ class Sparsifier:
             )
         leaves, structure = named_leaves(params)
         weights = self._sparse_leaves(leaves)
-        counts, states = self._counts(weights, step), self._checked(state)
+        counts = self._counts(weights, step)
+        states = self._checked(state, weights, counts)
         if progress is not None:
-            states = _without_none(
+            states = self._without_none(
                 {
                     path: self.rule.advance_state(weights[path], leaf_state, counts[path], progress)
                     for path, leaf_state in states.items()
@@ -127,8 +124,8 @@ class Sparsifier:
             schedule.
         """
         weights = self._sparse_leaves(named_leaves(params)[0])
-        states = self._checked({} if state is None else state)
         counts = self._counts(weights, step)
+        states = self._checked({} if state is None else state, weights, counts)
         return {
             path: self.rule.mask(weight, states.get(path), counts[path])
             for path, weight in weights.items()
@@ -143,12 +140,12 @@ class Sparsifier:
         the planned numbers, and without a `state` it counts those of `init(params)`.
         """
         leaves = named_leaves(params)[0]
-        if isinstance(self.last, dict) and not all(
-            isinstance(leaves.get(path), jax.Array) for path in self.shapes
+        if isinstance(self.last, dict) and any(
+            isinstance(leaves.get(path), jax.ShapeDtypeStruct) for path in self.shapes
         ):
             kept = dict(self.last)
         else:
-            state = self.init(params) if state is None and self._stateful_paths else state
+            state = self.init(params) if state is None else state
             masks = self.wiring(params, state, step=step)
             kept = {path: int(jnp.sum(mask)) for path, mask in masks.items()}
         shapes = {p: tuple(leaf.shape) for p, leaf in leaves.items() if hasattr(leaf, "shape")}
@@ -174,21 +171,35 @@ class Sparsifier:
             )
         return {path: leaves[path] for path in self.shapes}
 
-    @functools.cached_property
-    def _stateful_paths(self) -> set[str]:
-        """The sparse leaves for which the rule has a state, by a trace of `Rule.init`."""
+    def _init_states(
+        self,
+        weights: Mapping[str, Array],
+        counts: Mapping[str, Int[Array, ""] | int],
+        key: Key[Array, ""],
+    ) -> RuleStates:
+        keys = split_key(key, len(weights))
+        return self._without_none(
+            {
+                path: self.rule.init(leaf_key, weight, counts[path])
+                for leaf_key, (path, weight) in zip(keys, weights.items(), strict=True)
+            }
+        )
 
-        def init(weights: Array) -> State:
-            return self.rule.init(jax.random.key(0), weights, 0)
+    def _checked(
+        self,
+        state: RuleStates,
+        weights: Mapping[str, Array],
+        counts: Mapping[str, Int[Array, ""] | int],
+    ) -> RuleStates:
+        """Returns `state` after a check that it has the leaves of what `init` returns.
 
-        return {
-            path
-            for path, shape in self.shapes.items()
-            if jax.eval_shape(init, jax.ShapeDtypeStruct(shape, jnp.float32)) is not None
-        }
-
-    def _checked(self, state: RuleStates) -> RuleStates:
-        if not isinstance(state, Mapping) or set(state) != self._stateful_paths:
+        A trace of `Rule.init` finds these leaves. It has the real weights' dtypes and counts,
+        because a rule may depend on them.
+        """
+        expected = jax.eval_shape(
+            lambda weights: self._init_states(weights, counts, jax.random.key(0)), dict(weights)
+        )
+        if not isinstance(state, Mapping) or set(state) != set(expected):
             raise ValueError(
                 f"state is not one of {self.rule} for these parameters: pass what init(params) gave"
             )
@@ -212,6 +223,6 @@ class Sparsifier:
         assert not isinstance(self.last, int)
         return {path: at_step(self.first[path], self.last[path]) for path in weights}
 
-
-def _without_none(states: Mapping[str, State]) -> RuleStates:
-    return {path: state for path, state in states.items() if state is not None}
+    def _without_none(self, states: Mapping[str, Any]) -> RuleStates:
+        checked = {path: checked_state(self.rule, state) for path, state in states.items()}
+        return {path: state for path, state in checked.items() if state is not None}

@@ -8,9 +8,8 @@ from dnw_jax.edges import budget as budgets
 from dnw_jax.edges.budget import Sparsity, SparsitySchedule, edge_budget
 from dnw_jax.edges.paths import can_be_sparse, holds_edges, matches, named_leaves, names_leaf
 from dnw_jax.edges.rule import Rule
-from dnw_jax.edges.rules import FixedMask, L1Anneal, Random, find_rule
+from dnw_jax.edges.rules import find_rule
 from dnw_jax.edges.sparsifier import Sparsifier
-from dnw_jax.edges.structured import NOfM
 
 Tree = Any  # a pytree of arrays
 Shape = tuple[int, ...]
@@ -165,13 +164,14 @@ def _check_together(
     budget: str | Mapping[str, Sparsity],
 ) -> None:
     scheduled = isinstance(sparsity, SparsitySchedule)
-    if isinstance(rule, L1Anneal):
+    if type(rule).penalty is not Rule.penalty:
         raise ValueError(
-            "rule is l1_anneal, which only dnw_jax.train can use: it adds an L1 term to the loss; "
-            'use rule="dnw_no_update" with sparsity=SparsitySchedule(..., power=1), and add such a '
-            "term to your loss"
+            f"rule is {rule}, which only dnw_jax.train can use: its penalty is a term of the loss, "
+            "which sparsify does not see; use a rule without a penalty (for l1_anneal: "
+            '"dnw_no_update" with sparsity=SparsitySchedule(..., power=1)), and add the term, such '
+            "as L1, to your loss"
         )
-    if scheduled and isinstance(rule, FixedMask | NOfM):
+    if scheduled and (rule.mask_is_fixed or rule.fixes_sparsity):
         raise ValueError(
             f"sparsity is a SparsitySchedule, but {rule} has one sparsity from start to end; "
             "give a number, or none for n:m"
@@ -181,14 +181,15 @@ def _check_together(
             "sparsity is a SparsitySchedule and budget gives single leaves a sparsity; "
             'use one of them, or budget="uniform", "erk" or "global"'
         )
-    if isinstance(rule, NOfM) and budget != "uniform":
+    if rule.fixes_sparsity and budget != "uniform":
         raise ValueError(
-            f'budget is {budget!r}; {rule} fixes every group: leave budget at "uniform"'
+            f"budget is {budget!r}; {rule} fixes the sparsity of every leaf: leave budget at "
+            '"uniform"'
         )
-    if isinstance(rule, Random) and budget == "global":
+    if rule.draws_wiring and budget == "global":
         raise ValueError(
-            'budget is "global", which ranks weights by size; a random wiring has no such rank: '
-            'use "uniform" or "erk"'
+            f'budget is "global", which ranks weights by size; {rule} draws a random wiring, which '
+            'has no such rank: use "uniform" or "erk"'
         )
 
 

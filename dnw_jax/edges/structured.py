@@ -78,6 +78,8 @@ class NOfM(_Structured):
         in Flax's kernels.
     """
 
+    fixes_sparsity: ClassVar[bool] = True
+
     n: int = 2
     m: int = 4
     axis: int = -2

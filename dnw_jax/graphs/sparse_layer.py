@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dnw_jax.edges import RULES, Rule, State, edge_budget, find_rule
 from dnw_jax.edges.budget import Sparsity
+from dnw_jax.edges.rule import checked_state
 
 
 class RuleState(nnx.Variable):
@@ -112,7 +113,8 @@ class SparseLayer(nnx.Module):
     def _rule_state(self) -> State:
         return None if self.state is None else self.state[...]
 
-    def _set_rule_state(self, state: State) -> None:
+    def _set_rule_state(self, state: Any) -> None:
+        state = checked_state(self.rule, state)
         # A new variable: the assignment to an existing one differs between Flax 0.11 and 0.12.
         self.state = None if state is None else RuleState(state)
 
