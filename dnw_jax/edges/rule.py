@@ -207,9 +207,9 @@ def checked_state(rule: Rule, state: Any) -> State:
     Raises:
       ValueError: it is neither an array nor None.
     """
-    if state is None:
-        return None
-    if isinstance(state, jax.Array | np.ndarray):
+    if state is None or isinstance(state, jax.Array):
+        return state
+    if isinstance(state, np.ndarray):
         return jnp.asarray(state)
     raise ValueError(
         f"the state of {rule} is a {type(state).__name__}; it must be one array "
