@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from dnw_jax.errors import UserError
+from dnw_jax.errors import UserError, differences
 
 # A folder with this suffix is no checkpoint: Orbax is still writing it, or we are deleting it.
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -207,13 +207,7 @@ class Checkpoints:
     def _check_fit(self, step: int, saved: dict[str, Any], like: dict[str, Any]) -> None:
         expected = {name: _dtype_and_shape(leaf) for name, leaf in like.items()}
         found = {name: entry["type"] for name, entry in saved.items()}
-        different = [
-            f"  {name}: expected {expected.get(name, 'nothing')}, "
-            f"found {found.get(name, 'nothing')}"
-            for name in sorted(expected | found)
-            if expected.get(name) != found.get(name)
-        ]
-        if different:
+        if different := differences(expected, found):
             raise UserError(
                 f"{self._folder(step)}: this checkpoint does not fit the model:\n"
                 + "\n".join(different)

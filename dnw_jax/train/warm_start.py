@@ -9,7 +9,7 @@ from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
 from dnw_jax.config import CONFIG_FILE
-from dnw_jax.errors import UserError
+from dnw_jax.errors import UserError, differences
 from dnw_jax.models import edge_layers
 from dnw_jax.run.workdir import CHECKPOINTS, load_model
 from dnw_jax.step.state import TrainState, split
@@ -65,12 +65,7 @@ def _workdir_and_step(init_from: Path) -> tuple[Path, int | str]:
 def _copy_weights(source: nnx.Module, model: nnx.Module, init_from: str) -> None:
     """Copies parameters and running statistics of `source` into `model`."""
     weights = nnx.state(source, _COPIED)
-    expected, found = _shapes(nnx.state(model, _COPIED)), _shapes(weights)
-    different = [
-        f"  {path}: expected {expected.get(path, 'nothing')}, found {found.get(path, 'nothing')}"
-        for path in sorted(expected | found)
-        if expected.get(path) != found.get(path)
-    ]
+    different = differences(_shapes(nnx.state(model, _COPIED)), _shapes(weights))
     if different:
         raise UserError(
             f"init_from is {init_from}; its weights do not fit this model:\n"
