@@ -25,10 +25,11 @@ PerNode = Float[Array, " nodes"]
 def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool = False) -> Planes:
     """Returns planes with mean 0 and variance 1 over their pixels, then scaled and shifted.
 
-    The gradient is hand-written so that each result is one pass: see the top of this file. This
-    paid inside training steps of static graphs when it was written (with the ReLU). Measured alone
-    today it does not pay: autodiff takes 0.88 of the time (jax 0.10.2,
-    `python -m experiments.benchmarks.gradients`, experiments/results/gradients_2026-11-27.md).
+    The gradient is hand-written so that each result is one pass: see the top of this file. With
+    autodiff instead, a training step in discrete time takes 1.04 of the time (jax 0.10.2; median of
+    7 turns of `python -m experiments.benchmarks.our_step discrete run 64 float32` with and without
+    it). Measured alone it does not pay: there autodiff takes 0.88 of the time
+    (`python -m experiments.benchmarks.gradients`).
 
     Args:
       planes: each plane of each image is normalised by itself.
