@@ -10,6 +10,8 @@ from jax import lax
 
 from dnw_jax.ops.convolution import conv2d
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASES = [  # image, window, inputs, outputs, stride, padding
     ((6, 6), 3, 2, 4, 1, 1),
     ((7, 5), 3, 3, 2, 2, 1),

@@ -10,6 +10,8 @@ from small_graphs import close, normal
 
 from dnw_jax.ops.depthwise import depthwise_conv3x3
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def grouped_convolution(planes: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return lax.conv_general_dilated(

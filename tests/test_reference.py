@@ -12,6 +12,8 @@ import dnw_jax
 from dnw_jax.config import load_config
 from dnw_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TESTS = Path(__file__).parent
 DIGITS = TESTS.parent / "configs" / "digits.py"
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -10,6 +10,8 @@ import pytest
 from dnw_jax.config.schema import EDGES
 from dnw_jax.edges import RULES, edge_budget, edge_mask
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WEIGHTS = jax.random.normal(jax.random.key(1), (12, 10))
 KEY = jax.random.key(2)
 FIXED = ("random", "fine_tune", "lottery_ticket")

@@ -12,6 +12,8 @@ import dnw_jax
 from dnw_jax.edges import NOfM, edge_budget, edge_mask
 from dnw_jax.models import edge_layers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LAYERS: dict[str, tuple[Any, Any, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = {
     "linear": (dnw_jax.SparseLinear, nnx.Linear, (6, 8), {}, (3, 6)),
     "linear without bias": (dnw_jax.SparseLinear, nnx.Linear, (6, 8), {"use_bias": False}, (6,)),

@@ -32,6 +32,8 @@ from dnw_jax.edges import (
 )
 from dnw_jax.edges.budget import annealed_budget
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 BUDGETS = ("uniform", "erk", "global")
 FIXED = ("random", "fine_tune", "lottery_ticket")
