@@ -580,6 +580,8 @@ def test_report() -> None:
     assert repr(report) == str(report)
     shapes = jax.eval_shape(lambda: PARAMS)
     assert str(sparsify(shapes, 0.9).report(shapes)) == str(report)
+    with pytest.raises(ValueError, match="pass the parameters themselves"):
+        sparsify(shapes, 0.9, "global").report(shapes)
     unequal = {"a": normal(4, 4), "c": 9 + normal(4, 4)}
     assert "NOTHING is kept of a" in str(sparsify(unequal, 0.9, "global").report(unequal))
 

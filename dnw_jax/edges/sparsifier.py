@@ -138,11 +138,17 @@ class Sparsifier:
 
         Args are those of `wiring`, but for two: `params` may be shapes, for which the report gives
         the planned numbers, and without a `state` it counts those of `init(params)`.
+
+        Raises:
+          ValueError: `params` are shapes and the budget is "global".
         """
         leaves = named_leaves(params)[0]
-        if isinstance(self.last, dict) and any(
-            isinstance(leaves.get(path), jax.ShapeDtypeStruct) for path in self.shapes
-        ):
+        if any(isinstance(leaves.get(path), jax.ShapeDtypeStruct) for path in self.shapes):
+            if isinstance(self.last, int):
+                raise ValueError(
+                    'params are shapes, but the budget "global" depends on the weights: pass the '
+                    "parameters themselves"
+                )
             kept = dict(self.last)
         else:
             state = self.init(params) if state is None else state
