@@ -18,7 +18,7 @@ from flax import traverse_util
 import dnw_jax
 from dnw_jax.graphs.sparse_layer import SparseLayer
 from dnw_jax.models import edge_layers
-from dnw_jax.step.state import split
+from dnw_jax.step.state import evaluation_state
 from dnw_jax.train import TrainState, create_train_state, train_step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -203,9 +203,7 @@ def _freeze_edges(state: TrainState) -> TrainState:
     model = state.model()
     for layer in edge_layers(model).values():
         layer.freeze_edges()
-    graphdef, params, variables = split(model)
-    parts = {"graphdef": graphdef, "params": params, "variables": variables}
-    return dataclasses.replace(state, **parts, opt_state=(), average=None)
+    return evaluation_state(model)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax.numpy as jnp
 from flax import nnx
 
 from dnw_jax.deploy.builder import Builder, numbers
@@ -39,7 +38,7 @@ def _(model: TinyClassifier, image_size: int) -> Network:
         assert isinstance(model.graph, TimeGraph)
         states = lower_in_time(builder, "graph", model.graph, inputs)
     size = builder.sizes[states]
-    rows, columns = central_pixels(jnp.zeros((1, *size)))
+    rows, columns = central_pixels(size.height, size.width)
     features = builder.add(
         MeanPool,
         "head",

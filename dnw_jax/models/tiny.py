@@ -68,7 +68,7 @@ class TinyClassifier(nnx.Module):
             others. None: all are real.
         """
         inputs = self.stem(images.astype(self.dtype), train=train)
-        pixels = central_pixels(inputs)
+        pixels = central_pixels(*inputs.shape[1:3])
         states = self.graph(inputs, train=train, key=key, mask=mask, pixels=pixels)
         return self.head(jnp.mean(states.astype(jnp.float32), (1, 2)))
 
@@ -108,7 +108,7 @@ class Stem(nnx.Module):
         return self.mix_norm(x, train=train)
 
 
-def central_pixels(planes: Float[Array, "batch height width nodes"]) -> tuple[slice, slice]:
+def central_pixels(height: int, width: int) -> tuple[slice, slice]:
     """Returns the two rows and two columns before the centre: 2 and 3 (from 0) of 8x8 planes."""
-    row, column = (max(size // 2 - 2, 0) for size in planes.shape[1:3])
+    row, column = (max(size // 2 - 2, 0) for size in (height, width))
     return slice(row, row + 2), slice(column, column + 2)
