@@ -26,6 +26,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dnw_jax.errors import UserError, differences
+from dnw_jax.platform.agreement import is_first
 
 # A folder with this suffix is no checkpoint: Orbax is still writing it, or we are deleting it.
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -152,7 +153,7 @@ class Checkpoints:
         with self._writing(step):
             response.result()  # also ends Orbax's thread
         self._pending_save = None
-        if jax.process_index() == 0:
+        if is_first():
             self._delete_old()
 
     def restore(self, step: int, like: Any, *, whole: bool = True) -> Any:
