@@ -1,5 +1,6 @@
 """Evaluation over every test example."""
 
+import jax
 from jax.sharding import Mesh
 
 from dnw_jax.platform import devices
@@ -31,7 +32,11 @@ def evaluate_all(
     state, sums = with_frozen_edges(state), Sums.zero(state.step.shape)
     batch_size += -batch_size % mesh.size  # rounded up: every device gets equally many examples
     for batch in feed.evaluation_batches(batch_size):
+        # The next batch is read while the devices compute; no more, because the memory is limited,
+        # and because devices of a CPU can deadlock in two programs that do not need each other.
+        jax.block_until_ready(sums)
         sums += evaluate_step(state, batch)
+    jax.block_until_ready(sums)
     stop = agreed_stop(feed.error)
     if stop is not None:
         raise stop

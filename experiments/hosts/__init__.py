@@ -1,0 +1,1 @@
+"""Proves on one machine what several hosts do: real processes that are connected over loopback."""

@@ -1,0 +1,53 @@
+"""What a run has saved: its steps, its arrays, its rows of metrics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnw_jax.config import load_config
+from dnw_jax.models import build_model
+from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.workdir import checkpoint_tree
+from dnw_jax.train import create_train_state
+
+
+def steps(workdir: Path) -> list[int]:
+    """Returns the steps of the checkpoints, ascending."""
+    return Checkpoints(workdir / "checkpoints").steps
+
+
+def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Returns every array of a checkpoint, by name."""
+    config = load_config(f"{workdir}/config.json")
+    state = jax.eval_shape(
+        lambda: create_train_state(config, build_model(config), steps_per_epoch=1)
+    )
+    like = checkpoint_tree(state)
+    tree = Checkpoints(workdir / "checkpoints").restore(step, like)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+    """Returns whether both hold the same arrays, bit for bit."""
+    return left.keys() == right.keys() and all(
+        left[name].tobytes() == right[name].tobytes() for name in left
+    )
+
+
+def largest_difference(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float:
+    """Returns the largest absolute difference of two arrays of the same name."""
+    assert left.keys() == right.keys()
+    return max(
+        float(np.max(np.abs(left[name].astype(float) - right[name].astype(float)), initial=0.0))
+        for name in left
+    )
+
+
+def rows(workdir: Path, split: str) -> list[dict[str, Any]]:
+    """Returns the rows of `metrics.jsonl` of a split."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
