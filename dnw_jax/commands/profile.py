@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from dnw_jax.config import validate
 from dnw_jax.deploy.profile import profile
+from dnw_jax.platform.agreement import quiet_unless_first
 from dnw_jax.run.workdir import config_changes, load_model
 from dnw_jax.train import seeds
 from dnw_jax.train.report import seed_prefix
@@ -24,8 +25,13 @@ def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "la
     Raises:
       UserError: as `dnw_jax.load`; or `config` describes another model.
     """
+    with quiet_unless_first():
+        _print_profile(config, Path(workdir), step)
+
+
+def _print_profile(config: ConfigDict, workdir: Path, step: int | str) -> None:
     validate(config)
-    workdir, size = Path(workdir), config.dataset.image_size
+    size = config.dataset.image_size
     config_changes(workdir, config)
     workdirs = seeds.seed_workdirs(config, workdir)
     for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True):

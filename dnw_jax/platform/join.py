@@ -66,6 +66,8 @@ class Processes:
                 f"--coordinator_address is {self.coordinator_address}; it must be HOST:PORT of "
                 "process 0, for instance 10.0.0.1:12321"
             )
+        if self.num_processes < 1:
+            raise UserError(f"--num_processes is {self.num_processes}; it must be at least 1")
         if not 0 <= self.process_id < self.num_processes:
             raise UserError(
                 f"--process_id is {self.process_id}; with --num_processes={self.num_processes} it "

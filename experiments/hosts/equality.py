@@ -19,7 +19,10 @@ class Comparison:
     """One run beside the run on one device.
 
     Attributes:
-      difference: largest absolute difference of two numbers of the states after the last step.
+      difference: largest absolute difference of a parameter or a running statistic after the last
+        step. The momentum is left out: it sums differences of 20 gradients.
+      moved: largest change of a parameter or running statistic between steps 5 and 20.
+      flipped: edges that are real in one of the runs alone.
       num_tested: test examples that the evaluation counted.
       correct: test examples that were right, here and on one device.
       logged: steps of the rows of `metrics.jsonl`, of training.
@@ -29,6 +32,8 @@ class Comparison:
     hosts: int
     devices: int
     difference: float
+    moved: float
+    flipped: int
     num_tested: int
     correct: tuple[int, int]
     logged: list[int]
@@ -61,13 +66,16 @@ def compare(
         workdir = _workdir(folder, case, hosts, devices)
         _train(case, workdir, data_dir, hosts, devices)
         (test,), (test_of_one,) = (saved.rows(run, "test") for run in (workdir, one))
-        correct = tuple(round(row["accuracy"] * row["num_examples"]) for row in (test, test_of_one))
+        correct = [round(row["accuracy"] * row["num_examples"]) for row in (test, test_of_one)]
+        ours, expected = (saved.arrays(run, STEPS) for run in (workdir, one))
         comparisons.append(
             Comparison(
                 case,
                 hosts,
                 devices,
-                saved.largest_difference(*(saved.arrays(run, STEPS) for run in (workdir, one))),
+                saved.largest_difference(ours, expected),
+                saved.largest_difference(expected, saved.arrays(one, 5)),
+                saved.num_flipped(workdir, one, STEPS),
                 test["num_examples"],
                 (correct[0], correct[1]),
                 [row["step"] for row in saved.rows(workdir, "train")],

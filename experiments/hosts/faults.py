@@ -27,7 +27,8 @@ class Fault:
       exit_codes: of the processes; negative numbers of signals; None for one that did not end.
       seconds: from the fault until both processes had ended.
       steps: of the checkpoints then.
-      resumed: whether the run that was started again ends with the bits of an uninterrupted one.
+      resumed: whether the run that was started again ends with the bits of an uninterrupted one;
+        None if there was nothing to resume.
       holds: whether all of this is as documented.
       message: the last line that the other process printed to stderr.
     """
@@ -36,7 +37,7 @@ class Fault:
     exit_codes: list[int | None]
     seconds: float
     steps: list[int]
-    resumed: bool
+    resumed: bool | None
     holds: bool
     message: str
 
@@ -120,7 +121,7 @@ def missing_data(flags: Sequence[str], workdir: Path, folder: Path) -> Fault:
         seconds = time.monotonic() - started
         message = _last_line(run.stderr(0))
     holds = codes == [2, 2] and not workdir.exists()
-    return Fault("no config file on process 1", codes, seconds, [], True, holds, message)
+    return Fault("no config file on process 1", codes, seconds, [], None, holds, message)
 
 
 def reference(workdir: Path) -> Path:

@@ -35,7 +35,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self._folder = tempfile.TemporaryDirectory(prefix="dnw_jax_hosts_")
-        address, name = f"localhost:{_free_port()}", Path(self._folder.name)
+        address, name = f"localhost:{free_port()}", Path(self._folder.name)
         self.processes = []
         self._files: list[tuple[IO[str], IO[str]]] = []
         for host in range(self.hosts):
@@ -147,7 +147,8 @@ def complete(
         return run.stdout()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of this machine that no process uses."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return int(free.getsockname()[1])

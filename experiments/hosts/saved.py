@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import dnw_jax
 from dnw_jax.config import load_config
 from dnw_jax.models import build_model
 from dnw_jax.run.checkpoint import Checkpoints
@@ -39,12 +40,19 @@ def same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool
 
 
 def largest_difference(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float:
-    """Returns the largest absolute difference of two arrays of the same name."""
+    """Returns the largest absolute difference of a parameter or a running statistic."""
     assert left.keys() == right.keys()
     return max(
         float(np.max(np.abs(left[name].astype(float) - right[name].astype(float)), initial=0.0))
         for name in left
+        if name.startswith(("['params']", "['variables']"))
     )
+
+
+def num_flipped(left: Path, right: Path, step: int) -> int:
+    """Returns how many edges are real in one of two runs alone."""
+    ours, expected = (dnw_jax.wiring(dnw_jax.load(run, step)[0]) for run in (left, right))
+    return sum(int(np.sum(ours[name] != expected[name])) for name in expected)
 
 
 def rows(workdir: Path, split: str) -> list[dict[str, Any]]:
