@@ -93,10 +93,8 @@ def test_a_batch_that_cannot_be_split_is_refused(eight: tuple[Path, str, str]) -
     trained, _, evaluated = eight[1].split("======\n")[1].partition("exit code 2\n")
     assert trained == ""
     assert evaluated.endswith("over 200 examples\nexit code 0\n")
-    assert (
-        eight[2]
-        == "error: batch_size is 36; it must be a multiple of 8 (the devices), for instance 32 or 40\n"
-    )
+    problem = "batch_size is 36; it must be a multiple of 8 (the devices), for instance 32 or 40"
+    assert eight[2] == f"error: {problem}\n"
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
