@@ -1,15 +1,18 @@
 """The command line: `python -m dnw_jax.main --config=FILE --workdir=FOLDER`."""
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from absl import logging
 
 from dnw_jax.config import CONFIG_FILE, load_config
 from dnw_jax.errors import UserError
+from dnw_jax.platform.join import Processes
 from dnw_jax.platform.large_pages import restart_with_large_pages
 
 
@@ -20,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the words after the program's name; by default those of this process.
 
     Returns:
-      The exit code: 0 if it succeeded; 2 if a setting, file or disk needs the user's attention; 130
-      after Ctrl-C and 143 after SIGTERM.
+      The exit code: 0 if it succeeded; 1 if another process of the run was lost; 2 if a setting,
+      file or disk needs the user's attention; 130 after Ctrl-C and 143 after SIGTERM.
 
     Raises:
       SystemExit: after `--help` (0) or for wrong flags (2).
@@ -29,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
     logging.set_verbosity(logging.ERROR)
     try:
-        config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
+        together: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        if flags.processes.join():
+            from dnw_jax.platform.agreement import together  # noqa: PLC0415
+        with together():
+            config = load_config(flags.config or f"{flags.workdir}/{CONFIG_FILE}", overrides)
         # Imported late: jax takes a second to import, and help and wrong settings do not need it.
         from dnw_jax.commands.evaluate import evaluate  # noqa: PLC0415
         from dnw_jax.commands.profile import print_profile  # noqa: PLC0415
@@ -49,7 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {_how_to_resume(flags)}", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except RuntimeError as error:
+        if not _lost_another_process(error):
+            raise
+        print(f"error: lost another process: {_how_to_resume(flags)} ({error})", file=sys.stderr)
+        return 1
     return 0
+
+
+def _lost_another_process(error: RuntimeError) -> bool:
+    """Returns whether JAX raised the error, and another process may be the reason."""
+    jax = sys.modules.get("jax")
+    return (
+        jax is not None
+        and isinstance(error, jax.errors.JaxRuntimeError)
+        and jax.process_count() > 1
+    )
 
 
 def _how_to_resume(flags: argparse.Namespace) -> str:
@@ -93,6 +115,18 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         help="the checkpoint for --mode=evaluate and profile: last, best (highest test accuracy) "
         "or a number (default: %(default)s)",
     )
+    parser.add_argument(
+        "--multihost",
+        action=argparse.BooleanOptionalAction,
+        help="join the other processes of this run: start the same command on every host. On Cloud "
+        "TPU, on GKE, under Slurm's srun and under MPI they are found; elsewhere give the next "
+        "three flags (default: only on Cloud TPU)",
+    )
+    parser.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="of process 0, for --multihost"
+    )
+    parser.add_argument("--num_processes", type=int, metavar="N", help="of the run")
+    parser.add_argument("--process_id", type=int, metavar="I", help="of this process, 0..N-1")
     other_words, overrides = [], []
     words = iter(argv)
     for word in words:
@@ -114,6 +148,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         parser.error(
             "--step is for --mode=evaluate and profile; training resumes from the last checkpoint"
         )
+    flags.processes = Processes(
+        flags.multihost, flags.coordinator_address, flags.num_processes, flags.process_id
+    )
+    try:
+        flags.processes.check()
+    except UserError as error:
+        parser.error(str(error))
     return flags, overrides
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dnw_jax.config import validate
-from dnw_jax.platform import devices
+from dnw_jax.platform import agreement, devices
 from dnw_jax.run.workdir import config_changes, load_model, write_evaluation
 from dnw_jax.step.state import evaluation_state
 from dnw_jax.train import seeds
@@ -29,17 +29,23 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     Raises:
       UserError: as `dnw_jax.load`; the data are missing; or `config` describes another model.
     """
-    validate(config)
-    workdir, mesh = Path(workdir), devices.data_mesh()
-    changes = config_changes(workdir, config)
-    print_changes("not as trained (trained != now)", changes)
-    feed = open_feed(config, mesh, train=False)
-    workdirs = seeds.seed_workdirs(config, workdir)
-    trained = [
-        load_model(seed_workdir, step, seed_config)
-        for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True)
-    ]
-    states = [evaluation_state(model) for model, _, _ in trained]
+    with agreement.quiet_unless_first():
+        return _evaluate(config, Path(workdir), step)
+
+
+def _evaluate(config: ConfigDict, workdir: Path, step: int | str) -> dict[str, float]:
+    mesh = devices.data_mesh()
+    with agreement.together():
+        validate(config)
+        changes = config_changes(workdir, config)
+        print_changes("not as trained (trained != now)", changes)
+        feed = open_feed(config, mesh, train=False)
+        workdirs = seeds.seed_workdirs(config, workdir)
+        trained = [
+            load_model(seed_workdir, step, seed_config)
+            for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True)
+        ]
+    states = agreement.from_first([evaluation_state(model) for model, _, _ in trained])
     state = devices.replicate(seeds.stack_seeds(states), mesh)
     results = evaluate_all(state, feed, config.batch_size, mesh)
     steps, num_examples = [seed.step for seed in trained], results[0]["num_examples"]

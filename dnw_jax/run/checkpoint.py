@@ -25,6 +25,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dnw_jax.errors import UserError, differences
+from dnw_jax.platform.agreement import is_first
 from dnw_jax.run import commit
 
 # When one read fails, Orbax abandons the other reads, and Python complains about them like this.
@@ -139,7 +140,7 @@ class Checkpoints:
         # Another host may see for a while what process 0 deletes here. It must not refuse to save.
         context.file.skip_sync_file_validations = True
         with self._writing(step), context:
-            if jax.process_index() == 0:
+            if is_first():
                 commit.delete_uncommitted(self._directory)
                 commit.delete(self._folder(step))
             response = ocp.save_async(
@@ -160,7 +161,7 @@ class Checkpoints:
         with self._writing(step):
             response.result()  # also ends Orbax's thread
         self._pending_save = None
-        if jax.process_index() == 0:
+        if is_first():
             commit.write_file_list(self._folder(step))
             steps = self.steps
             commit.delete_all_but({0, *steps[-self._keep :], self.best or 0}, self._directory)

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
 from dnw_jax.config import CONFIG_FILE, differing_fields, load_config, to_json
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
+from dnw_jax.platform.agreement import is_first
 from dnw_jax.run.checkpoint import Checkpoints
 from dnw_jax.step.state import TrainState, split
 
@@ -127,8 +127,11 @@ def restore(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainStat
     return dataclasses.replace(state, **checkpoints.restore(step, checkpoint_tree(state)))
 
 
-def check_writable(workdir: Path) -> None:
+def check_writable(workdir: Path) -> Path:
     """Checks that `workdir` is a folder where files can be written, or that one can be created.
+
+    Returns:
+      The folder: `workdir` or the one in which it would be created.
 
     Raises:
       UserError: it is a file, or it cannot be written.
@@ -137,6 +140,7 @@ def check_writable(workdir: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problem = "cannot be written" if existing.is_dir() else "is no folder"
         raise UserError(f"workdir is {workdir}; {existing} {problem}. Choose another workdir")
+    return existing
 
 
 def holds_run(workdir: Path) -> bool:
@@ -157,7 +161,8 @@ def create_workdir(workdir: Path, config: ConfigDict) -> None:
       UserError: the workdir cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / CONFIG_FILE, to_json(config))
     except OSError as error:
         raise UserError(
@@ -203,7 +208,7 @@ def write_evaluation(workdir: Path, values: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file on process 0, in one piece: after a kill the file is the old or the new one."""
-    if jax.process_index() != 0:
+    if not is_first():
         return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)

@@ -1,5 +1,6 @@
 """Writes metrics and pictures to TensorBoard and `metrics.jsonl`, and progress to the console."""
 
+import contextlib
 import json
 import math
 import sys
@@ -15,13 +16,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from dnw_jax.platform.agreement import is_first
 from dnw_jax.run.workdir import METRICS, TENSORBOARD, WIRING_PICTURES, write_text
 
 
 class Writer:
     """Writes the metrics and pictures of a run into its workdir. A context manager.
 
-    Everything is on disk when a method returns.
+    Everything is on disk when a method returns. Only process 0 writes; in the other processes the
+    methods do nothing.
 
     Args:
       workdir: of the run.
@@ -30,16 +33,20 @@ class Writer:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
+        self._files = contextlib.ExitStack()
+        if not is_first():
+            return
         self._pictures, tensorboard = workdir / WIRING_PICTURES, workdir / TENSORBOARD
         for folder in (self._pictures, tensorboard):
             folder.mkdir(parents=True, exist_ok=True)
         rows_path = workdir / METRICS
         _drop_rows_after(rows_path, step)
         _drop_pictures_after(self._pictures, step)
-        self._rows = rows_path.open("a", buffering=1)
+        self._rows = self._files.enter_context(rows_path.open("a", buffering=1))
         # Not tensorboardX's SummaryWriter: it writes in a thread, so a kill loses the last seconds,
         # and an interrupt can make it wait for ever.
         self._events = EventsWriter(str(tensorboard / "events"), f".{step}")
+        self._files.callback(self._events.close)
         # Purges TensorBoard events after the step from which the run resumes.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -47,8 +54,7 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rows.close()
-        self._events.close()
+        self._files.close()
 
     def scalars(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
         """Writes one row of `metrics.jsonl`, and a point of the curve `split/name` for each value.
@@ -59,6 +65,8 @@ class Writer:
           split: "train" or "test".
           values: metric name -> value.
         """
+        if not is_first():
+            return
         row = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         self._rows.write(json.dumps(row) + "\n")
         curves = [
@@ -69,6 +77,8 @@ class Writer:
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes a picture, uint8 [height, width, 3], as a PNG file and to TensorBoard."""
+        if not is_first():
+            return
         path = self._pictures / f"{name}_{step:08d}.png"
         Image.fromarray(picture).save(path)
         height, width, _ = picture.shape
@@ -125,7 +135,7 @@ class Progress:
             smoothing=0.1,
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-            disable=None,  # None: no bar unless stderr is a terminal
+            disable=None if is_first() else True,  # None: no bar unless stderr is a terminal
         )
 
     def __enter__(self) -> Self:

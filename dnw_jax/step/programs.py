@@ -49,14 +49,26 @@ def make_updates(
       state: of one seed or of several (`stack_seeds`). It is donated: its buffers are reused and
         cannot be read afterwards.
       sums: of the examples so far; with as many seeds as `state`.
-      batches: several batches as indices, or a single batch of one seed.
+      batches: several batches as indices, or a single batch of one seed. Such a batch may have
+        `mask`, bool [batch]: unless it is True for all examples, because all hosts have read their
+        rows, the update is left out.
 
     Returns:
       The state after the updates, and the new sums.
     """
     if isinstance(batches, IndexedBatches):
         return _indexed_updates(state, sums, batches)
-    state, new_sums = update(state, batches)
+    mask = batches.get("mask")
+    if mask is None:
+        return _one_update(state, sums, batches)
+    batch = {name: array for name, array in batches.items() if name != "mask"}
+    return lax.cond(
+        jnp.all(mask), _one_update, lambda state, sums, _: (state, sums), state, sums, batch
+    )
+
+
+def _one_update(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
+    state, new_sums = update(state, batch)
     return state, sums + new_sums
 
 

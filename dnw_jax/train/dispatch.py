@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from dnw_jax.platform.agreement import from_first
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.programs import MAX_STEPS, make_updates
 from dnw_jax.step.state import TrainState
@@ -50,7 +50,9 @@ class Dispatches:
 
         `jax.jit` finds the compiled program when `make_updates` is called.
         """
-        make_updates.lower(state, sums, next(self.feed.train_batches(step, 1))).compile()
+        batch = next(self.feed.train_batches(step, 1), None)
+        if batch is not None:
+            make_updates.lower(state, sums, batch).compile()
 
     def reset_clock(self) -> None:
         """Starts to measure `seconds` and `waited` from zero."""
@@ -68,7 +70,8 @@ class Dispatches:
           stop: the largest number of updates made after the dispatch.
 
         Returns:
-          The new state, the new sums, and the number of updates made so far.
+          The new state, the new sums, and the number of updates made so far; after an error of the
+          feed it can be smaller than the dispatch should have reached.
         """
         count = min(self.size, stop - step)
         started = self.clock()
@@ -86,7 +89,7 @@ class Dispatches:
         if self._measured < _NUM_MEASUREMENTS:
             self._measured += 1
             self.size = agreed_size(seconds / count)
-        return state, sums, step + count
+        return state, sums, int(np.max(state.step))
 
 
 def agreed_size(seconds_per_step: float) -> int:
@@ -98,7 +101,7 @@ def agreed_size(seconds_per_step: float) -> int:
       seconds_per_step: measured by this process; ignored unless this is process 0.
     """
     size = size_within(SECONDS_PER_DISPATCH, seconds_per_step)
-    return int(multihost_utils.broadcast_one_to_all(np.int32(size)))
+    return int(from_first(np.int32(size)))
 
 
 def size_within(seconds: float, seconds_per_step: float) -> int:

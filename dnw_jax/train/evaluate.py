@@ -2,6 +2,8 @@
 
 from jax.sharding import Mesh
 
+from dnw_jax.platform import devices
+from dnw_jax.platform.agreement import agreed_stop
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.state import TrainState, evaluate_step, with_frozen_edges
 from dnw_jax.train.feed import Feed
@@ -22,13 +24,19 @@ def evaluate_all(
     Returns:
       For each seed `loss`, `accuracy`, `accuracy_top5`, `num_examples`, and `skipped` if damaged
       examples were skipped.
+
+    Raises:
+      UserError: an example cannot be read, here or by another process.
     """
     state, sums = with_frozen_edges(state), Sums.zero(state.step.shape)
     batch_size += -batch_size % mesh.size  # rounded up: every device gets equally many examples
     for batch in feed.evaluation_batches(batch_size):
         sums += evaluate_step(state, batch)
+    stop = agreed_stop(feed.error)
+    if stop is not None:
+        raise stop
     skipped = {"skipped": feed.skipped_test} if feed.skipped_test else {}
     return [
         {**seed_sums.averages(), "num_examples": int(seed_sums.examples), **skipped}
-        for seed_sums in unstack_seeds(sums, state.step.size)
+        for seed_sums in unstack_seeds(devices.local(sums), state.step.size)
     ]

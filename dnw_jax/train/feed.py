@@ -6,6 +6,7 @@ A feed yields batches and does nothing else. The training loop does not know whi
 import contextlib
 import functools
 import itertools
+import zlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,15 +33,23 @@ class Feed(Protocol):
         wait for one.
       skipped: damaged training examples that other examples replaced, since this start.
       skipped_test: damaged test examples in the last evaluation.
+      error: why this host could read no further batch, or None. If other hosts wait for the rows
+        of this one, the feed yields batches in its place that change nothing, until the caller asks
+        the other hosts (`platform.agreement.agreed_stop`). Alone it stops yielding.
     """
 
     reads_ahead: bool
     skipped: int
     skipped_test: int
+    error: Exception | None
 
     @property
     def num_examples(self) -> int:
         """Returns the number of training examples."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Returns a few bytes that differ if two hosts hold different examples."""
 
     def train_batches(self, step: int, count: int) -> Iterator[IndexedBatches | Batch]:
         """Yields the batches of the steps `step` (0-based) to `step + count - 1`.
@@ -79,6 +88,7 @@ class DeviceFeed:
     reads_ahead: bool = False
     skipped: int = 0
     skipped_test: int = 0
+    error: Exception | None = None
 
     @classmethod
     def of(cls, config: ConfigDict, mesh: Mesh, *, train: bool) -> "DeviceFeed":
@@ -95,6 +105,14 @@ class DeviceFeed:
         """See `Feed.num_examples`."""
         assert self.train is not None
         return len(self.train.labels)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """See `Feed.fingerprint`."""
+        checksum = 0
+        for array in jax.tree.leaves((self.train, self.test)):
+            checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        return checksum.to_bytes(4, "big")
 
     def train_batches(self, step: int, count: int) -> Iterator[IndexedBatches]:
         """See `Feed.train_batches`."""
@@ -144,6 +162,7 @@ class PhotographFeed:
     reads_ahead: bool = True
     skipped: int = 0
     skipped_test: int = 0
+    error: Exception | None = None
     _reader: Generator[tuple[Batch, int]] | None = None
     _next: tuple[Batch, int] | None = None
 
@@ -159,26 +178,34 @@ class PhotographFeed:
         assert self.train is not None
         return len(self.train)
 
+    @property
+    def fingerprint(self) -> bytes:
+        """See `Feed.fingerprint`; only the numbers of examples, because reading takes hours."""
+        splits = (self.train, self.test)
+        return repr([None if split is None else len(split) for split in splits]).encode()
+
     def train_batches(self, step: int, count: int) -> Iterator[Batch]:
         """See `Feed.train_batches`."""
         batch_size = self.config.batch_size
         end = total_steps(self.config, data.steps_per_epoch(self.num_examples, batch_size))
         if self._reader is None:
             self._reader = self._read(range(step, end))
-            self._next = next(self._reader)
-        for following in range(step + 1, step + count + 1):
-            assert self._next is not None
+            self._next = next(self._reader, None)
+        for _ in range(count):
+            if self._next is None:  # an error
+                return
             batch, skipped = self._next
             yield batch
             self.skipped += skipped
-            if following < end:
-                self._next = next(self._reader)
+            self._next = next(self._reader, None)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """See `Feed.evaluation_batches`."""
         rows = devices.rows_of_this_host(batch_size)
-        self.skipped_test = 0
-        for batch in self.test.evaluation_batches(batch_size, rows):
+        self.skipped_test, self.error = 0, None
+        batches = self.test.evaluation_batches(batch_size, rows)
+        numbers = range(data.steps_per_epoch(len(self.test), batch_size))
+        for batch in self._with_placeholders(batches, numbers, rows):
             on_devices, skipped = self._to_devices(batch)
             self.skipped_test += skipped
             yield on_devices
@@ -194,8 +221,33 @@ class PhotographFeed:
         batch_size = self.config.batch_size
         rows = devices.rows_of_this_host(batch_size)
         batches = self.train.train_batches(self.config.seed, batch_size, steps, rows)
+        yield from map(self._to_devices, self._with_placeholders(batches, steps, rows))
+
+    def _with_placeholders(
+        self, batches: Generator[data.NumpyBatch], numbers: range, rows: slice
+    ) -> Generator[data.NumpyBatch]:
+        """Yields `batches`, one for each of `numbers`. After an error it does as `error` says.
+
+        With other hosts, `mask` is False for the rows of a placeholder.
+        """
+        size, num_rows = self.config.dataset.image_size, rows.stop - rows.start
+        several_hosts = jax.process_count() > 1
+        num_read = 0
         with contextlib.closing(batches):
-            yield from map(self._to_devices, batches)
+            try:
+                for batch in batches:
+                    yield {"mask": np.ones(num_rows, bool)} | batch if several_hosts else batch
+                    num_read += 1
+            except Exception as error:
+                self.error = error
+        if self.error is not None and several_hosts:
+            placeholder = {
+                "image": np.zeros((num_rows, size, size, 3), np.uint8),
+                "label": np.zeros(num_rows, np.int32),
+                "mask": np.zeros(num_rows, bool),
+                "skipped": np.zeros((), np.int32),
+            }
+            yield from itertools.repeat(placeholder, len(numbers) - num_read)
 
     def _to_devices(self, batch: data.NumpyBatch) -> tuple[Batch, int]:
         # Copies: the arrays are memory shared with the workers, who need it back when they end.

@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from dnw_jax import data
-from dnw_jax.config import validate
+from dnw_jax.config import to_json, validate
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model, wiring
-from dnw_jax.platform import devices
+from dnw_jax.platform import agreement, devices
 from dnw_jax.platform.interrupts import Interrupts
 from dnw_jax.run.checkpoint import Checkpoints
 from dnw_jax.run.workdir import (
@@ -48,66 +48,86 @@ from dnw_jax.train.warm_start import warm_start
 def train(config: ConfigDict, workdir: str | Path) -> None:
     """Trains the model of `config`, or resumes the run that is in `workdir`.
 
-    A resumed run ends with the same bits as an uninterrupted one.
+    A resumed run ends with the same bits as an uninterrupted one. With several processes (see
+    `platform.join`) each of them calls this function; all train, process 0 writes and prints.
 
     Raises:
       UserError: `config` is not valid, the data are missing, `workdir` holds another model's run or
-        a damaged checkpoint, or the loss is no longer finite (the last good checkpoint stays).
-      KeyboardInterrupt: Ctrl-C or SIGTERM came, and a checkpoint was saved.
+        a damaged checkpoint, or the loss is no longer finite (the last good checkpoint stays); or
+        another process has such an error.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came, here or to another process, and a checkpoint was
+        saved.
     """
-    validate(config)
     workdir, mesh = Path(workdir), devices.data_mesh()
-    devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
-    check_writable(workdir)
-    changes = config_changes(workdir, config, RUN_FIELDS) if holds_run(workdir) else []
-    configs, workdirs = seeds.seed_configs(config), seeds.seed_workdirs(config, workdir)
     with contextlib.ExitStack() as stack:
         # First: JAX would swallow an exception that a signal raises in one of its callbacks.
         interrupts = stack.enter_context(Interrupts())
-        feed = stack.enter_context(contextlib.closing(open_feed(config, mesh)))
-        plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
-        checkpoints = [
-            stack.enter_context(Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep))
-            for folder in workdirs
-        ]
-        states, step = _start_or_resume(configs, plan, checkpoints)
-        interrupts.raise_if_interrupted()
+        stack.enter_context(agreement.quiet_unless_first())
+        with agreement.together():
+            validate(config)
+            devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
+            folder = check_writable(workdir)
+            changes = config_changes(workdir, config, RUN_FIELDS) if holds_run(workdir) else []
+            configs, workdirs = seeds.seed_configs(config), seeds.seed_workdirs(config, workdir)
+            feed = stack.enter_context(contextlib.closing(open_feed(config, mesh)))
+            plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
+            checkpoints = [
+                stack.enter_context(Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep))
+                for folder in workdirs
+            ]
+        if jax.process_count() > 1:
+            agreement.check_equal(configuration=to_json(config).encode(), data=feed.fingerprint)
+            agreement.check_shared(folder)
+        states, step = _start_or_resume(configs, plan, checkpoints, interrupts)
         print_start(workdir, states[0], config, plan, changes)
         if step < plan.total:
-            create_workdir(workdir, config)
-            seed_runs = []
-            for seed_config, seed_workdir, seed_checkpoints in zip(
-                configs, workdirs, checkpoints, strict=True
-            ):
-                create_workdir(seed_workdir, seed_config)
-                writer = stack.enter_context(Writer(seed_workdir, step))
-                seed_runs.append(SeedRun(seed_config, seed_workdir, plan, seed_checkpoints, writer))
-            means_writer = stack.enter_context(Writer(workdir, step)) if len(workdirs) > 1 else None
-            progress = stack.enter_context(
-                Progress(plan.total, step, config.batch_size * config.num_seeds)
-            )
-            log = RunLog(config, workdir, plan, seed_runs, means_writer, progress)
-            loop = TrainingLoop(config, workdir, plan, mesh, feed, seed_runs, log, interrupts)
+            with agreement.together():
+                log = _open_log(stack, config, workdir, plan, checkpoints, step=step)
+            loop = TrainingLoop(config, workdir, plan, mesh, feed, log, interrupts)
             state = loop.finish(devices.replicate(seeds.stack_seeds(states), mesh))
-            states = seeds.unstack_seeds(state, config.num_seeds)
+            states = seeds.unstack_seeds(devices.local(state), config.num_seeds)
         print_summary(workdir, workdirs, states, configs, checkpoints)
 
 
 def _start_or_resume(
-    configs: list[ConfigDict], plan: Plan, checkpoints: list[Checkpoints]
+    configs: list[ConfigDict], plan: Plan, checkpoints: list[Checkpoints], interrupts: Interrupts
 ) -> tuple[list[TrainState], int]:
     """Returns the state of each seed, and the number of updates that they have made."""
-    states = [
-        create_train_state(config, build_model(config), steps_per_epoch=plan.per_epoch)
-        for config in configs
-    ]
     step = seeds.common_step(checkpoints)
-    if step is not None:
-        pairs = zip(states, checkpoints, strict=True)
-        return [restore(state, seed_checkpoints, step) for state, seed_checkpoints in pairs], step
-    if configs[0].init_from:
-        states = [warm_start(*pair) for pair in zip(states, configs, strict=True)]
-    return states, 0
+    with agreement.together(interrupts):
+        states = [
+            create_train_state(config, build_model(config), steps_per_epoch=plan.per_epoch)
+            for config in configs
+        ]
+        if step is not None:
+            pairs = zip(states, checkpoints, strict=True)
+            states = [restore(state, seed_checkpoints, step) for state, seed_checkpoints in pairs]
+        elif configs[0].init_from:
+            states = [warm_start(*pair) for pair in zip(states, configs, strict=True)]
+    return agreement.from_first(states), step or 0
+
+
+def _open_log(
+    stack: contextlib.ExitStack,
+    config: ConfigDict,
+    workdir: Path,
+    plan: Plan,
+    checkpoints: list[Checkpoints],
+    *,
+    step: int,
+) -> RunLog:
+    """Creates the workdirs and opens their files, which `stack` closes."""
+    create_workdir(workdir, config)
+    configs, workdirs = seeds.seed_configs(config), seeds.seed_workdirs(config, workdir)
+    seed_runs = []
+    for seed_config, folder, seed_checkpoints in zip(configs, workdirs, checkpoints, strict=True):
+        create_workdir(folder, seed_config)
+        writer = stack.enter_context(Writer(folder, step))
+        seed_runs.append(SeedRun(seed_config, folder, plan, seed_checkpoints, writer))
+    means_writer = stack.enter_context(Writer(workdir, step)) if len(workdirs) > 1 else None
+    images_per_step = config.batch_size * config.num_seeds
+    progress = stack.enter_context(Progress(plan.total, step, images_per_step))
+    return RunLog(config, workdir, plan, seed_runs, means_writer, progress)
 
 
 @dataclass
@@ -119,7 +139,6 @@ class TrainingLoop:
     plan: Plan
     mesh: Mesh
     feed: Feed
-    seeds: list[SeedRun]
     log: RunLog
     interrupts: Interrupts
 
@@ -128,9 +147,13 @@ class TrainingLoop:
 
         Returns:
           The state after the last step. The state that is passed in is donated.
+
+        Raises:
+          UserError: as `train`. The state of the last good step is saved.
+          KeyboardInterrupt: as `train`.
         """
         step, plan = int(np.max(state.step)), self.plan
-        masks = _masks(state)
+        masks = devices.local(_masks(state))
         if step == 0 and self.config.model.get("edges") == "complete":
             # A lottery ticket needs the weights that the complete graph began with.
             self._save(0, state)
@@ -140,21 +163,22 @@ class TrainingLoop:
         dispatches.compile(state, zero, step)
         self.log.progress.start()
         sums = zero  # over the examples since the last row of metrics
-        stopping = self.interrupts.number is not None
-        while step < plan.total and not stopping:
+        stop = agreement.agreed_stop(self.feed.error, self.interrupts)
+        while step < plan.total and stop is None:
             trace.at(step)
             started_at = step
             state, sums, step = dispatches.advance(state, sums, step, plan.next_stop(step))
             if not np.all(np.isfinite(sums.loss)):
                 raise self._not_finite_error(f"the training loss is {sums.loss}", step)
-            self.log.advance(step, step - started_at, sums)
+            self.log.advance(step, step - started_at, devices.local(sums))
             evaluates = plan.due(step, plan.evaluate)
-            stopping = self.interrupts.number is not None
-            saves = evaluates or stopping or plan.due(step, plan.checkpoint)
+            stop = agreement.agreed_stop(self.feed.error, self.interrupts)
+            saves = evaluates or stop is not None or plan.due(step, plan.checkpoint)
             # Write a row at every checkpoint, because a resumed run starts with empty sums.
             if saves or plan.due(step, plan.log):
-                old_masks, masks = masks, _masks(state)
-                self._log_training(step, sums, old_masks, masks, dispatches)
+                old_masks, masks = masks, devices.local(_masks(state))
+                with agreement.together():
+                    self._log_training(step, devices.local(sums), old_masks, masks, dispatches)
                 sums = zero
                 dispatches.reset_clock()
             if saves:
@@ -163,7 +187,8 @@ class TrainingLoop:
                     raise self._not_finite_error("some weights are NaN or infinite", step)
                 self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         trace.stop()
-        self.interrupts.raise_if_interrupted()
+        if stop is not None:
+            raise stop
         return state
 
     def _log_training(
@@ -181,9 +206,9 @@ class TrainingLoop:
     def _save(
         self, step: int, state: TrainState, accuracies: list[float | None] | None = None
     ) -> None:
-        states = seeds.unstack_seeds(state, len(self.seeds))
+        states = seeds.unstack_seeds(devices.local(state), len(self.log.seeds))
         accuracies = accuracies or [None] * len(states)
-        for seed, seed_state, accuracy in zip(self.seeds, states, accuracies, strict=True):
+        for seed, seed_state, accuracy in zip(self.log.seeds, states, accuracies, strict=True):
             seed.save(step, seed_state, accuracy)
 
     def _evaluate(self, step: int, state: TrainState, masks: Masks) -> list[float | None]:
@@ -199,15 +224,18 @@ class TrainingLoop:
         if not all(math.isfinite(row["loss"]) for row in metrics):
             losses = ", ".join(str(row["loss"]) for row in metrics)
             raise self._not_finite_error(f"the test loss is {losses}", step)
-        self.log.write_evaluation(step, state, masks, metrics)
-        parts = (seeds.unstack_seeds(tree, len(self.seeds)) for tree in (state, masks))
+        state = devices.local(state)
+        with agreement.together():
+            self.log.write_evaluation(step, state, masks, metrics)
+        parts = (seeds.unstack_seeds(tree, len(metrics)) for tree in (state, masks))
+        rows = zip(self.log.seeds, *parts, metrics, strict=True)
         return [
             None if seed.is_annealing(seed_state, seed_masks) else row["accuracy"]
-            for seed, seed_state, seed_masks, row in zip(self.seeds, *parts, metrics, strict=True)
+            for seed, seed_state, seed_masks, row in rows
         ]
 
     def _not_finite_error(self, problem: str, step: int) -> UserError:
-        last = seeds.common_step([seed.checkpoints for seed in self.seeds])
+        last = seeds.common_step([seed.checkpoints for seed in self.log.seeds])
         return not_finite_error(problem, step, last, self.config, self.workdir)
 
 

@@ -12,13 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from dnw_jax.errors import UserError
+from dnw_jax.platform.agreement import from_first
 from dnw_jax.run.checkpoint import Checkpoints
 from dnw_jax.step.state import TrainState
 
 _AVERAGED_METRICS = ("loss", "accuracy", "accuracy_top5")
+
+# In place of a step, which is never negative.
+_NO_CHECKPOINTS, _NONE_IN_COMMON = -1, -2
 
 
 def seed_configs(config: ConfigDict) -> list[ConfigDict]:
@@ -67,19 +72,22 @@ def unstack_seeds(tree: Any, num_seeds: int) -> list[Any]:
 def common_step(checkpoints_of_seeds: list[Checkpoints]) -> int | None:
     """Returns the last step of which every seed has a checkpoint, or None without checkpoints.
 
+    All processes use what process 0 sees: a file system may show a new folder later to another.
+
     A kill between the saves of two seeds leaves some seeds with a later checkpoint than others.
 
     Raises:
       UserError: some seeds have checkpoints, but no step is common to all.
     """
     steps = [set(checkpoints.steps) for checkpoints in checkpoints_of_seeds]
-    common = set.intersection(*steps)
-    if any(steps) and not common:
+    last = max(set.intersection(*steps), default=_NONE_IN_COMMON if any(steps) else _NO_CHECKPOINTS)
+    last = int(from_first(np.int64(last)))
+    if last == _NONE_IN_COMMON:
         raise UserError(
             "the seeds of this workdir have no step in common of which all have a checkpoint; "
             "delete their folders, seed_*, to start from scratch, or train each seed by itself"
         )
-    return max(common, default=None)
+    return None if last == _NO_CHECKPOINTS else last
 
 
 def means_and_deviations(rows: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
