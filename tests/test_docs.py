@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dnw_jax.config import schema
+from dnw_jax.main import main
+
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "sparse_training.md"
 
@@ -37,3 +40,22 @@ def test_the_readme_on_your_own_model() -> None:
     for program in programs:
         exec(compile(program, "README.md", "exec"), {})
     assert programs
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_fields_flags_and_links_of_a_page_exist(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = path.read_text()
+    fields = {name for model in schema.MODELS for name in schema.fields_of(model)}
+    assert set(re.findall(r"--config\.([\w.]+)=", text)) <= fields
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    flags = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    for command in re.findall(r"-m dnw_jax\.main((?:\\\n|.)*)", text):
+        assert set(re.findall(r" (--[\w-]+)", command)) <= flags, command
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,9 +26,8 @@ from orbax.checkpoint import v1 as ocp
 
 from dnw_jax.errors import UserError, differences
 from dnw_jax.platform.agreement import is_first
+from dnw_jax.run import commit
 
-# A folder with this suffix is no checkpoint: Orbax is still writing it, or we are deleting it.
-_TEMPORARY = ".orbax-checkpoint-tmp"
 # When one read fails, Orbax abandons the other reads, and Python complains about them like this.
 _ABANDONED_READ = re.compile(r"Event loop is closed|coroutine '.*Handler\..*' was never awaited")
 
@@ -52,9 +50,9 @@ class Checkpoints:
     It keeps the last `keep` checkpoints, the best one, and that of step 0 if it was saved. Only
     `save` creates, changes or deletes anything on disk.
 
-    A checkpoint is a folder named after its step. It appears in one piece, so an interrupted save
-    leaves none. It holds the leaves of a tree by name (`params/stem/kernel`), and a manifest with
-    the dtype, shape and SHA-256 of each leaf.
+    A checkpoint is a folder named after its step. It counts only if it is whole, so an interrupted
+    save or deletion leaves none, on any file system (`run/commit.py`). It holds the leaves of a
+    tree by name (`params/stem/kernel`), and a manifest with the dtype, shape and SHA-256 of each.
 
     Trees are any nesting of dicts, lists, tuples and other JAX containers. Leaves are JAX or NumPy
     arrays of numbers or bools, or Python or NumPy scalars, which become 0-d arrays. Save PRNG keys
@@ -84,10 +82,13 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending. Waits for a pending save."""
+        """The steps that have a checkpoint, ascending. Waits for a pending save.
+
+        It warns of a checkpoint that lost files after it was saved, and leaves it out if another is
+        whole.
+        """
         self.wait()
-        folders = self._directory.glob("*/") if self._directory.is_dir() else ()
-        return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+        return commit.whole_steps(self._directory)
 
     @property
     def latest(self) -> int | None:
@@ -122,7 +123,8 @@ class Checkpoints:
           UserError: this or the earlier save cannot be written, for instance on a full disk.
           TypeError: a leaf is neither a number nor an array of numbers or bools.
         """
-        if step in self.steps:
+        self.wait()
+        if not commit.problem(self._folder(step)):
             return
         accuracy = None if accuracy is None else float(accuracy)
         leaves = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree).items()}
@@ -134,7 +136,13 @@ class Checkpoints:
         context = ocp.Context()
         # If a folder could not be created in the background, Orbax would wait 5 minutes for it.
         context.asynchronous.create_directories_asynchronously = False
+        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE  # without a rename
+        # Another host may see for a while what process 0 deletes here. It must not refuse to save.
+        context.file.skip_sync_file_validations = True
         with self._writing(step), context:
+            if is_first():
+                commit.delete_uncommitted(self._directory)
+                commit.delete(self._folder(step))
             response = ocp.save_async(
                 self._folder(step),
                 # Orbax refuses arrays without elements; the manifest alone holds those. Orbax
@@ -154,7 +162,9 @@ class Checkpoints:
             response.result()  # also ends Orbax's thread
         self._pending_save = None
         if is_first():
-            self._delete_old()
+            commit.write_file_list(self._folder(step))
+            steps = self.steps
+            commit.delete_all_but({0, *steps[-self._keep :], self.best or 0}, self._directory)
 
     def restore(self, step: int, like: Any, *, whole: bool = True) -> Any:
         """Returns the tree saved at `step`, in the containers of `like`.
@@ -192,11 +202,14 @@ class Checkpoints:
         return self._directory / str(step)
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        if step not in (steps := self.steps):
+        self.wait()
+        if not commit.is_committed(self._folder(step)):
             raise UserError(
                 f"{self._directory} holds no checkpoint of step {step}; "
-                f"there are: {', '.join(map(str, steps)) or 'none'}."
+                f"there are: {', '.join(map(str, self.steps)) or 'none'}."
             )
+        if problem := commit.problem(self._folder(step)):
+            raise self._damage_error(step, problem)
         with self._reading(step):
             metadata = ocp.checkpointables_metadata(self._folder(step)).custom_metadata
             manifest = metadata["manifest"]
@@ -251,13 +264,6 @@ class Checkpoints:
         if not steps:
             return "there is no other checkpoint, so training then starts from step 0"
         return f"training then resumes from step {steps[-1]}"
-
-    def _delete_old(self) -> None:
-        for leftover in self._directory.glob(f"*{_TEMPORARY}*"):
-            shutil.rmtree(leftover)
-        for step in set(self.steps) - {0, *self.steps[-self._keep :], self.best}:
-            # Rename first: a half deleted folder must not count as a checkpoint.
-            shutil.rmtree(self._folder(step).rename(self._directory / f"{step}{_TEMPORARY}"))
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
