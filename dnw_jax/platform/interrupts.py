@@ -33,7 +33,8 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         if self._is_main:
             for number, handler in self._old_handlers.items():
-                signal.signal(number, handler)
+                # None: a handler that was not installed from Python, and cannot be restored.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def raise_if_interrupted(self) -> None:
         """Raises KeyboardInterrupt with the number of the signal, if one came."""

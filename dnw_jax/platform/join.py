@@ -4,6 +4,7 @@ Importing this file does not import JAX, because help and wrong flags must not w
 """
 
 import importlib.util
+import inspect
 import os
 import sys
 import threading
@@ -89,8 +90,16 @@ class Processes:
             return False
         import jax  # noqa: PLC0415
 
-        # JAX's preemption service would take SIGTERM for itself. `Interrupts` owns that signal.
-        jax.config.update("jax_enable_preemption_service", False)
+        # JAX's preemption service would take SIGTERM for itself, which `Interrupts` owns. Before
+        # version 0.8 it cannot be switched off; `Interrupts` then replaces its handler.
+        if hasattr(jax.config, "jax_enable_preemption_service"):
+            jax.config.update("jax_enable_preemption_service", False)
+        timeouts = {
+            "initialization_timeout": JOIN_SECONDS + 60,  # `_time_limit` comes first
+            "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+            "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+        }
+        known = inspect.signature(jax.distributed.initialize).parameters  # 0.7 lacks the last one
         try:
             with _time_limit(self._awaited()):
                 jax.distributed.initialize(
@@ -98,9 +107,7 @@ class Processes:
                     self.num_processes,
                     self.process_id,
                     cluster_detection_method=self._detection_method(),
-                    initialization_timeout=JOIN_SECONDS + 60,  # `_time_limit` comes first
-                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-                    shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+                    **{name: seconds for name, seconds in timeouts.items() if name in known},
                 )
         except ValueError as error:  # JAX found no address, number or id
             if self.multihost is None:

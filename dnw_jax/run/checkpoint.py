@@ -25,7 +25,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dnw_jax.errors import UserError, differences
-from dnw_jax.platform.agreement import is_first
+from dnw_jax.platform.agreement import from_first, is_first
 from dnw_jax.run import commit
 
 # When one read fails, Orbax abandons the other reads, and Python complains about them like this.
@@ -124,7 +124,8 @@ class Checkpoints:
           TypeError: a leaf is neither a number nor an array of numbers or bools.
         """
         self.wait()
-        if not commit.problem(self._folder(step)):
+        is_saved = np.bool_(commit.problem(self._folder(step)) is None)
+        if from_first(is_saved):  # another process may see an old listing
             return
         accuracy = None if accuracy is None else float(accuracy)
         leaves = {name: _to_host(name, leaf) for name, leaf in _named_leaves(tree).items()}
