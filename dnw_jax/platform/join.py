@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dnw_jax.errors import UserError
 
@@ -94,7 +95,7 @@ class Processes:
         # version 0.8 it cannot be switched off; `Interrupts` then replaces its handler.
         if hasattr(jax.config, "jax_enable_preemption_service"):
             jax.config.update("jax_enable_preemption_service", False)
-        timeouts = {
+        timeouts: dict[str, Any] = {
             "initialization_timeout": JOIN_SECONDS + 60,  # `_time_limit` comes first
             "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
             "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
