@@ -14,6 +14,7 @@ from dnw_jax.config import CONFIG_FILE, load_config
 from dnw_jax.errors import UserError
 from dnw_jax.platform.join import Processes
 from dnw_jax.platform.large_pages import restart_with_large_pages
+from dnw_jax.run.commit import MARK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +76,8 @@ def _lost_another_process(error: RuntimeError) -> bool:
 
 
 def _how_to_resume(flags: argparse.Namespace) -> str:
-    patterns = ("checkpoints/*/", "seed_*/checkpoints/*/")  # `run.workdir` would import jax
+    # `run.workdir` would import jax.
+    patterns = (f"checkpoints/*/{MARK}", f"seed_*/checkpoints/*/{MARK}")
     if flags.mode == "train" and any(any(Path(flags.workdir).glob(name)) for name in patterns):
         return f"the same command resumes from the last checkpoint in {flags.workdir}"
     return "the same command starts from the beginning"

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import pytest
@@ -25,6 +25,12 @@ def test_a_dispatch_fits_its_seconds(seconds_per_step: float, size: int) -> None
     assert agreed_size(seconds_per_step) == size  # of one process
 
 
+class FakeState(NamedTuple):
+    """A training state that knows only how many updates were made."""
+
+    step: int
+
+
 class FakeTraining:
     """A feed, a program and a clock: the steps of each dispatch take the next of `durations`."""
 
@@ -37,21 +43,21 @@ class FakeTraining:
         yield count
         self.now += self.reading
 
-    def make_updates(self, state: int, sums: Sums, count: int) -> tuple[int, Sums]:
+    def make_updates(self, state: FakeState, sums: Sums, count: int) -> tuple[FakeState, Sums]:
         self.now += self.durations.pop(0) * count
-        return state + count, Sums(*(value + count for value in sums))
+        return FakeState(state.step + count), Sums(*(value + count for value in sums))
 
     def dispatch_sizes(self, monkeypatch: pytest.MonkeyPatch, stops: list[int]) -> list[int]:
         """The number of steps of each dispatch, of which each goes up to one of `stops` at most."""
         monkeypatch.setattr(dispatch, "make_updates", self.make_updates)
         feed: Any = self
-        self.dispatches, state, step = Dispatches(feed, lambda: self.now), 0, 0
+        self.dispatches, state, step = Dispatches(feed, lambda: self.now), FakeState(0), 0
         sums, sizes = Sums(*jnp.zeros(4)), []
         for stop in stops:
             before = step
             state, sums, step = self.dispatches.advance(state, sums, step, stop)  # type: ignore
             sizes.append(step - before)
-        assert (state, float(sums.examples)) == (step, step)
+        assert (state.step, float(sums.examples)) == (step, step)
         return sizes
 
 

@@ -83,7 +83,8 @@ def test_photographs_on_two_hosts_and_a_damaged_one_on_the_second(tmp_path: Path
     assert fault.resumed
 
 
-LONG = flags(SMALL, num_steps="4000", checkpoint__every_steps="500", log__every_steps="500")
+_RARELY = {name: "500" for name in ("checkpoint__every_steps", "log__every_steps")}
+LONG = flags(SMALL, num_steps="3000", evaluate__every_steps="1000", **_RARELY)
 
 
 @pytest.mark.slow

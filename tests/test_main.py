@@ -107,6 +107,7 @@ def test_an_interrupt_reports_how_to_resume(
     path.write_text("def get_config():\n    raise KeyboardInterrupt\n")
     if saved:
         (workdir / saved).mkdir(parents=True)
+        (workdir / saved / "commit_success.txt").touch()
     assert main([f"--config={path}", f"--workdir={workdir}"]) == 130
     error = capsys.readouterr().err
     resumes = f"resumes from the last checkpoint in {workdir}"

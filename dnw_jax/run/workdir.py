@@ -15,6 +15,7 @@ from dnw_jax.errors import UserError
 from dnw_jax.models import build_model
 from dnw_jax.platform.agreement import is_first
 from dnw_jax.run.checkpoint import Checkpoints
+from dnw_jax.run.commit import MARK
 from dnw_jax.step.state import TrainState, split
 
 CHECKPOINTS = "checkpoints"
@@ -148,7 +149,7 @@ def holds_run(workdir: Path) -> bool:
 
     Without a checkpoint nothing on disk can contradict another config.
     """
-    checkpoint = f"{CHECKPOINTS}/*/"
+    checkpoint = f"{CHECKPOINTS}/*/{MARK}"
     # The folders of several seeds count only below a config: another `seed_1` may be a single run.
     several_seeds = (workdir / CONFIG_FILE).exists() and any(workdir.glob(f"seed_*/{checkpoint}"))
     return several_seeds or any(workdir.glob(checkpoint))

@@ -26,6 +26,7 @@ _CASES: dict[str, tuple[str, dict[str, str]]] = {
         "digits.py",
         {
             "dataset.name": "synthetic",
+            "evaluate.every_steps": "20",
             "batch_size": "32",
             "dataset.image_size": "8",
             "model.num_nodes": "24",
