@@ -230,8 +230,7 @@ class PhotographFeed:
 
         With other hosts, `mask` is False for the rows of a placeholder.
         """
-        size, num_rows = self.config.dataset.image_size, rows.stop - rows.start
-        several_hosts = jax.process_count() > 1
+        num_rows, several_hosts = rows.stop - rows.start, jax.process_count() > 1
         num_read = 0
         with contextlib.closing(batches):
             try:
@@ -241,6 +240,7 @@ class PhotographFeed:
             except Exception as error:
                 self.error = error
         if self.error is not None and several_hosts:
+            size = self.config.dataset.image_size
             placeholder = {
                 "image": np.zeros((num_rows, size, size, 3), np.uint8),
                 "label": np.zeros(num_rows, np.int32),
