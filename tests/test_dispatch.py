@@ -1,15 +1,10 @@
-"""How many steps a dispatch makes: measured once by process 0, then the same on every host."""
+"""How many steps a dispatch makes: measured once, then always the same."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import pytest
-from small_runs import ROOT
 
 from dnw_jax.step.metrics import Sums
 from dnw_jax.train import dispatch
@@ -80,37 +75,3 @@ def test_seconds_and_waiting_are_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert training.dispatches.waited == 0.5
     training.dispatches.reset_clock()
     assert (training.dispatches.seconds, training.dispatches.waited) == (0, 0)
-
-
-PROGRAM = """
-import sys, jax
-address, process = sys.argv[1], int(sys.argv[2])
-jax.distributed.initialize(address, num_processes=2, process_id=process)
-from dnw_jax.train.dispatch import agreed_size
-seconds_per_step = [0.1, 7.0][process]
-print([agreed_size(seconds_per_step / (1 + measurement)) for measurement in range(2)])
-jax.distributed.shutdown()
-"""
-
-
-def test_all_processes_use_the_clock_of_the_first() -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(process)],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    # Gloo, which connects the processes, prints lines as well.
-    assert [output.splitlines()[-1:] for output, _ in outputs] == [["[20, 40]"]] * 2, outputs

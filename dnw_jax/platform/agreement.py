@@ -98,13 +98,13 @@ def from_first(tree: _T) -> _T:
     if jax.process_count() == 1:
         return tree
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    # As bytes: sums of floats, by which JAX sends values, would turn -0.0 into 0.0.
     data = np.concatenate([np.ravel(array).view(np.uint8) for array in arrays])
     data = multihost_utils.broadcast_one_to_all(data)
-    ends = np.cumsum([array.nbytes for array in arrays])
-    parts = np.split(data, ends[:-1])
+    starts = np.cumsum([0, *(array.nbytes for array in arrays)])
     leaves = [
-        np.ascontiguousarray(part).view(array.dtype).reshape(array.shape)
-        for part, array in zip(parts, arrays, strict=True)
+        data[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        for start, array in zip(starts[:-1], arrays, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
