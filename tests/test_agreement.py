@@ -50,6 +50,7 @@ tree = {
 }
 arrived = jax.tree.leaves(agreement.from_first(tree))
 results["bytes"] = [(str(array.dtype), array.shape, array.tobytes().hex()) for array in arrived]
+results["total"] = agreement.total(3 + process)
 results["no reason"] = stop_of(None, None)
 results["signal of the second"] = stop_of(None, [None, 15][process])
 results["two signals"] = stop_of(None, [2, 15][process])
@@ -136,6 +137,11 @@ def test_all_processes_stop_for_the_same_reason(results: list[dict[str, Any]]) -
     assert of_both("error of the first") == [["UserError", "mine"], reported_by(0)]
     assert of_both("error beats signal") == [reported_by(1), ["OSError", "full"]]
     assert of_both("together") == [": ".join(reported_by(1)), "UserError: mine"]
+
+
+def test_values_are_added(results: list[dict[str, Any]]) -> None:
+    assert [result["total"] for result in results] == [7, 7]
+    assert agreement.total(3) == 3
 
 
 def test_differences_are_named_by_all(results: list[dict[str, Any]]) -> None:

@@ -109,6 +109,11 @@ def from_first(tree: _T) -> _T:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
+def total(value: int) -> int:
+    """Returns the sum of the values of all processes."""
+    return int(_gathered(np.int64(value)).sum())
+
+
 def check_equal(**contents: bytes) -> None:
     """Checks that all processes hold the same bytes.
 

@@ -4,7 +4,7 @@ import jax
 from jax.sharding import Mesh
 
 from dnw_jax.platform import devices
-from dnw_jax.platform.agreement import agreed_stop
+from dnw_jax.platform.agreement import agreed_stop, total
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.state import TrainState, evaluate_step, with_frozen_edges
 from dnw_jax.train.feed import Feed
@@ -40,7 +40,8 @@ def evaluate_all(
     stop = agreed_stop(feed.error)
     if stop is not None:
         raise stop
-    skipped = {"skipped": feed.skipped_test} if feed.skipped_test else {}
+    num_skipped = total(feed.skipped_test)
+    skipped = {"skipped": num_skipped} if num_skipped else {}
     return [
         {**seed_sums.averages(), "num_examples": int(seed_sums.examples), **skipped}
         for seed_sums in unstack_seeds(devices.local(sums), state.step.size)

@@ -177,8 +177,7 @@ class TrainingLoop:
             # Write a row at every checkpoint, because a resumed run starts with empty sums.
             if saves or plan.due(step, plan.log):
                 old_masks, masks = masks, devices.local(_masks(state))
-                with agreement.together():
-                    self._log_training(step, devices.local(sums), old_masks, masks, dispatches)
+                self._log_training(step, devices.local(sums), old_masks, masks, dispatches)
                 sums = zero
                 dispatches.reset_clock()
             if saves:
@@ -195,13 +194,14 @@ class TrainingLoop:
         self, step: int, sums: Sums, old_masks: Masks, masks: Masks, dispatches: Dispatches
     ) -> None:
         more: dict[str, float] = {}
-        if self.feed.skipped:
-            more["skipped"] = self.feed.skipped
+        if skipped := agreement.total(self.feed.skipped):
+            more["skipped"] = skipped
         if self.feed.reads_ahead:
             more["input_wait"] = round(dispatches.waited / dispatches.seconds, 4)
-        self.log.write_training_row(
-            step, sums, old_masks, masks, seconds=dispatches.seconds, more=more
-        )
+        with agreement.together():
+            self.log.write_training_row(
+                step, sums, old_masks, masks, seconds=dispatches.seconds, more=more
+            )
 
     def _save(
         self, step: int, state: TrainState, accuracies: list[float | None] | None = None
