@@ -21,7 +21,7 @@ class Comparison:
     Attributes:
       difference: largest absolute difference of a parameter or a running statistic after the last
         step. The momentum is left out: it sums differences of 20 gradients.
-      moved: largest change of a parameter or running statistic between steps 5 and 20.
+      moved: largest change of a parameter between steps 5 and 20.
       flipped: edges that are real in one of the runs alone.
       num_tested: test examples that the evaluation counted.
       correct: test examples that were right, here and on one device.
@@ -74,7 +74,7 @@ def compare(
                 hosts,
                 devices,
                 saved.largest_difference(ours, expected),
-                saved.largest_difference(expected, saved.arrays(one, 5)),
+                saved.largest_difference(expected, saved.arrays(one, 5), ("params",)),
                 saved.num_flipped(workdir, one, STEPS),
                 test["num_examples"],
                 (correct[0], correct[1]),

@@ -39,13 +39,17 @@ def same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool
     )
 
 
-def largest_difference(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float:
-    """Returns the largest absolute difference of a parameter or a running statistic."""
+def largest_difference(
+    left: dict[str, np.ndarray],
+    right: dict[str, np.ndarray],
+    parts: tuple[str, ...] = ("params", "variables"),
+) -> float:
+    """Returns the largest absolute difference of a number in these parts of two states."""
     assert left.keys() == right.keys()
     return max(
         float(np.max(np.abs(left[name].astype(float) - right[name].astype(float)), initial=0.0))
         for name in left
-        if name.startswith(("['params']", "['variables']"))
+        if name.startswith(tuple(f"['{part}']" for part in parts))
     )
 
 
