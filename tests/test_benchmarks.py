@@ -147,7 +147,7 @@ def test_bytes_of_a_program_for_a_tpu() -> None:
         "all-reduce": row,
     }
     assert sum(operation.cycles for operation, _ in program.executed()) == 77
-    assert list(program.collectives()) == [("all-reduce", "f32[8,128]")]
+    assert [(op.kind, op.result) for op in program.collectives()] == [("all-reduce", "f32[8,128]")]
 
 
 def test_error_without_a_compiler_for_gpus(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The programs of a run, lowered for devices that this machine need not have."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -51,13 +52,14 @@ CASES = {
 }
 MODES = ("train", "evaluate")
 
+_ROOT = Path(__file__).parents[2]
 _NUM_TRAIN = {"digits": 1437, "mnist": 60_000, "cifar10": 50_000, "imagenet2012": 1_281_167}
 
 
 def config_of(case: DeviceCase, batch_size: int) -> ConfigDict:
     """Returns the config of a case with a global batch of `batch_size`."""
     overrides = {"dtype": case.dtype, "batch_size": str(batch_size)}
-    return dnw_jax.load_config(case.config, overrides)
+    return dnw_jax.load_config(f"{_ROOT}/{case.config}", overrides)
 
 
 def state_shapes(config: ConfigDict) -> TrainState:

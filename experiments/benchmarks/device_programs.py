@@ -116,9 +116,9 @@ def _compile(row: Row, top: int) -> Row:
     batch_size = row["batch_per_device"] * target.num_devices
     config = config_of(CASES[row["case"]]._replace(dtype=row["dtype"]), batch_size)
     lowered = lower(row["mode"], config, target.mesh())
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     compiled = lowered.compile(dict(target.options))
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     versions = {"jax": jax.__version__}
     if target.platform == "tpu":
         versions["libtpu"] = metadata.version("libtpu")
@@ -129,6 +129,7 @@ def _compile(row: Row, top: int) -> Row:
         "batch_size": batch_size,
         **versions,
         "compile_seconds": round(seconds, 1),
+        "compile_cpu_seconds": round(cpu_seconds, 1),
         **_memory(compiled),
         **_costs(compiled),
         **_traffic(program),
@@ -151,9 +152,9 @@ def _traffic(program: Program) -> Row:
     padded = list(program.executed(size=bytes_in_memory))
     real = list(program.executed(size=_elements_in_memory))
     collectives: dict[str, list[int]] = {}
-    for kind, result in program.collectives():
-        count, moved = collectives.get(kind, [0, 0])
-        collectives[kind] = [count + 1, moved + num_bytes(result)]
+    for operation in program.collectives():
+        count, moved = collectives.get(operation.kind, [0, 0])
+        collectives[operation.kind] = [count + 1, moved + num_bytes(operation.result)]
     return {
         "kernels": len(padded),
         "memory_bytes": sum(moved for _, moved in padded),

@@ -85,13 +85,13 @@ class Program(NamedTuple):
             elif operation.kind not in _FREE and not operation.kind.endswith("-done"):
                 yield operation, self._traffic(operation, computation, size)
 
-    def collectives(self) -> Iterator[tuple[str, str]]:
-        """Yields the kind and the result's type of each operation between devices."""
+    def collectives(self) -> Iterator[Operation]:
+        """Yields each operation between devices, without "-start" in its kind."""
         for computation in self.computations.values():
             for operation in computation.values():
                 kind = operation.kind.removesuffix("-start")
                 if kind in _COLLECTIVES:
-                    yield kind, operation.result
+                    yield operation._replace(kind=kind)
 
     def _traffic(
         self, operation: Operation, computation: Computation, size: Callable[[str], int]

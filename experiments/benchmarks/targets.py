@@ -29,8 +29,13 @@ dnn_version_info { major: 9 minor: 12 patch: 0 }
 device_description_str: "NVIDIA H200 141GB HBM3e"
 """
 
-# libtpu asks a server about the machine's TPU, and waits for it, unless it reads these variables.
-_TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+# Without the first two, libtpu asks a server about the machine's TPU and waits for the answer.
+# Without the third, a single process may load it at a time: it locks a file.
+_TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ class Target:
         os.environ.update({**_TPU_ENVIRONMENT, **os.environ})
         try:
             if self.platform == "tpu":
-                topology = topologies.get_topology_desc(self.topology, "tpu")
+                # By default libtpu expects hosts of four chips.
+                host = {"chips_per_host_bounds": (1, 1, 1)} if self.num_devices == 1 else {}
+                topology = topologies.get_topology_desc(self.topology, "tpu", **host)
             else:
                 topology = topologies.get_topology_desc(
                     platform=self.platform, topology="1x1x1", target_config=self.topology
