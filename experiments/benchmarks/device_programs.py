@@ -16,7 +16,9 @@ seven turns, the one for ties none), and the loop over the time of a continuous 
 XLA may choose other kernels than here, because it cannot time them without one.
 
 With `--rows=FILE.jsonl` it keeps every row in the file, and compiles only the rows that the file
-lacks. `--table` prints the file as Markdown and compiles nothing.
+lacks. `--table` prints the file as Markdown and compiles nothing:
+
+    python -m experiments.benchmarks.device_programs --rows=FILE.jsonl --table --into=FILE.md
 """
 
 import argparse
@@ -34,6 +36,7 @@ from experiments.benchmarks.device_cases import CASES, MODES, config_of, lower
 from experiments.benchmarks.device_table import print_table, summary
 from experiments.benchmarks.flags import flag_parser, new_file, positive_integer
 from experiments.benchmarks.hlo import Operation, Program
+from experiments.benchmarks.markdown import add_into_flag, printed_into
 from experiments.benchmarks.targets import TARGETS
 from experiments.benchmarks.tiles import arrays_of, bytes_in_memory, num_bytes
 
@@ -45,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = _parse(argv)
     rows = read_rows(flags.rows)
     if flags.table:
-        print_table(rows)
+        with printed_into(flags.into):
+            print_table(rows)
         return
     known = {_name(row) for row in rows}
     for case in flags.cases:
@@ -80,6 +84,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     parser.add_argument("--rows", type=new_file, metavar="FILE", help="JSON lines, a program each")
     parser.add_argument("--table", action="store_true", help="print --rows and compile nothing")
+    add_into_flag(parser)
     parser.add_argument(
         "--batch-per-device", type=positive_integer, metavar="N", help="replaces a case's batch"
     )
@@ -90,6 +95,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.table and not flags.rows:
         parser.error("--table needs --rows")
+    if flags.into and not flags.table:
+        parser.error("--into needs --table")
     if not flags.table:
         for name in flags.targets:
             try:
@@ -177,7 +184,7 @@ def _most_padded(operations: Any, number: int = 3) -> list[list[Any]]:
         for array in arrays_of(operation.layout):
             wasted[array] += max(bytes_in_memory(array) - num_bytes(array), 0)
     return [
-        [array.partition(":")[0], bytes_in_memory(array), num_bytes(array)]
+        [array.partition(":")[0] + "}", bytes_in_memory(array), num_bytes(array)]
         for array, bytes_wasted in wasted.most_common(number)
         if bytes_wasted
     ]

@@ -47,7 +47,7 @@ def print_table(rows: Iterable[Mapping[str, Any]]) -> None:
 def least_seconds(row: Mapping[str, Any]) -> float:
     """Returns the larger of the times for the arithmetic and for the memory of one device."""
     target = TARGETS[row["target"]]
-    return max(row["flops"] / target.flops, row["memory_bytes"] / target.bytes_per_second)
+    return max((row["flops"] or 0) / target.flops, row["memory_bytes"] / target.bytes_per_second)
 
 
 def memory(row: Mapping[str, Any]) -> int:
@@ -72,8 +72,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["batch_per_device"]),
         f"{row['compile_cpu_seconds']:.0f}",
         f"{memory(row) / 1e9:.3g}",
-        f"{row['flops'] / 1e12:.3g}",
-        f"{row['xla_bytes'] / 1e9:.3g}",
+        f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-",  # XLA does not count for GPUs
+        f"{row['xla_bytes'] / 1e9:.3g}" if row["xla_bytes"] else "-",
         f"{row['memory_bytes'] / 1e9:.3g}",
         f"{row['memory_bytes'] / row['unpadded_bytes']:.2f}x",
         f"{least_seconds(row) * 1e3:.3g}",
