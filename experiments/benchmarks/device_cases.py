@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import dnw_jax
@@ -14,6 +14,8 @@ from dnw_jax.data import STATISTICS, DeviceSplit
 from dnw_jax.step.metrics import Sums
 from dnw_jax.step.programs import MAX_STEPS, IndexedBatches, make_updates
 from dnw_jax.step.state import TrainState, create_train_state, evaluate_step, with_frozen_edges
+
+AnyMesh = Mesh | AbstractMesh
 
 
 class DeviceCase(NamedTuple):
@@ -72,13 +74,13 @@ def state_shapes(config: ConfigDict) -> TrainState:
     )
 
 
-def training_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
+def training_arguments(config: ConfigDict, mesh: AnyMesh) -> tuple[Any, ...]:
     """Returns the arguments of `make_updates`, as shapes with shardings."""
     arguments = (state_shapes(config), jax.eval_shape(Sums.zero))
     return *replicated(arguments, mesh), _batches(config, mesh)
 
 
-def lower(mode: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
+def lower(mode: str, config: ConfigDict, mesh: AnyMesh) -> jax.stages.Lowered:
     """Returns the program of a step in a run: one training batch, or one of the evaluation."""
     if mode == "train":
         return make_updates.lower(*training_arguments(config, mesh))
@@ -88,7 +90,7 @@ def lower(mode: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     return evaluate_step.lower(replicated(state, mesh), batch)
 
 
-def replicated(tree: Any, mesh: Mesh) -> Any:
+def replicated(tree: Any, mesh: AnyMesh) -> Any:
     """Returns `tree` with the shape of every array, whole on every device."""
     return _on_devices(tree, NamedSharding(mesh, PartitionSpec()))
 
@@ -100,7 +102,7 @@ def _on_devices(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(shape_of, tree)
 
 
-def _batches(config: ConfigDict, mesh: Mesh) -> IndexedBatches | dict[str, Any]:
+def _batches(config: ConfigDict, mesh: AnyMesh) -> IndexedBatches | dict[str, Any]:
     dataset = config.dataset
     if dataset.name == "imagenet2012":
         return _batch(config, mesh)
@@ -118,7 +120,7 @@ def _batches(config: ConfigDict, mesh: Mesh) -> IndexedBatches | dict[str, Any]:
     return IndexedBatches(replicated(split, mesh), indices, count)
 
 
-def _batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def _batch(config: ConfigDict, mesh: AnyMesh) -> dict[str, Any]:
     size = config.dataset.image_size
     shape = (config.batch_size, size, size, config.dataset.num_channels)
     return {
@@ -130,6 +132,6 @@ def _batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
 _shape: Callable[..., Any] = jax.ShapeDtypeStruct
 
 
-def _split(shape: tuple[int, ...], dtype: Any, mesh: Mesh, axis: int = 0) -> Any:
+def _split(shape: tuple[int, ...], dtype: Any, mesh: AnyMesh, axis: int = 0) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

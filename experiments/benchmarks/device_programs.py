@@ -124,7 +124,10 @@ def _compile(row: Row, top: int) -> Row:
     config = config_of(CASES[row["case"]]._replace(dtype=row["dtype"]), batch_size)
     lowered = lower(row["mode"], config, target.mesh())
     start, cpu_start = time.perf_counter(), time.process_time()
-    compiled = lowered.compile(dict(target.options))
+    try:
+        compiled = lowered.compile(dict(target.options))
+    except jax.errors.JaxRuntimeError as error:  # for example, if the memory does not suffice
+        return {"batch_size": batch_size, "error": str(error).partition("\n")[0]}
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     versions = {"jax": jax.__version__}
     if target.platform == "tpu":

@@ -22,7 +22,7 @@ _HEADER = (
 
 def summary(row: Mapping[str, Any]) -> str:
     """Returns one line for one program."""
-    values = zip(_HEADER[2:], _cells(row)[2:], strict=True)
+    values = zip(_HEADER[2:], _cells(row)[2:], strict=False)
     title = f"{row['case']} {row['mode']} {row['target']} {row['dtype']}"
     title += f" B={row['batch_per_device']}"
     return f"{title}: " + ", ".join(f"{name} {value}" for name, value in values)
@@ -40,7 +40,7 @@ def print_table(rows: Iterable[Mapping[str, Any]]) -> None:
         print("|" + "---|" * len(_HEADER))
         for row in sorted(members, key=lambda row: order.index(row["target"])):
             print("| " + " | ".join(_cells(row)) + " |")
-        if padded := padded_arrays(members[0]):
+        if "error" not in members[0] and (padded := padded_arrays(members[0])):
             print(f"\nMost padding on {members[0]['target']}: {padded}.")
 
 
@@ -62,6 +62,8 @@ def padded_arrays(row: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
+    if "error" in row:
+        return [row["target"], str(row["batch_per_device"]), f"does not compile: {row['error']}"]
     clock = TARGETS[row["target"]].clock
     collectives = (
         f"{count} {kind} {moved / 1e6:.3g} MB"

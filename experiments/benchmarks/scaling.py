@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_tables(flags: argparse.Namespace) -> None:
-    rows = [row for row in read_rows(flags.rows) if row["mode"] == "train"]
+    rows = [row for row in read_rows(flags.rows) if row["mode"] == "train" and "error" not in row]
     for case in dict.fromkeys(row["case"] for row in rows if row["case"].startswith("imagenet")):
         members = [row for row in rows if row["case"] == case]
         print(f"\n**{case}**\n\n| " + " | ".join(_HEADER) + " |")

@@ -48,7 +48,6 @@ class Target:
       topology: JAX's name of the arrangement, or XLA's description of a GPU.
       flops: multiplications and additions a second of a device, with factors in bfloat16.
       bytes_per_second: of a device's memory.
-      memory: bytes of a device.
       clock: cycles a second of a TPU, or None. It is not published; a v5e has four units of
         128 x 128 multipliers, so its published speed implies it.
       options: of the compiler.
@@ -60,7 +59,6 @@ class Target:
     topology: str
     flops: float
     bytes_per_second: float
-    memory: float
     clock: float | None
     options: Mapping[str, Any] = field(default_factory=dict)
     packages: str = ""
@@ -90,7 +88,7 @@ class Target:
 
 
 def _v5e(num_devices: int, shape: str) -> Target:
-    # https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB of 819 GB/s.
+    # https://docs.cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB of 819 GB/s.
     flops = 197e12
     return Target(
         num_devices,
@@ -98,7 +96,6 @@ def _v5e(num_devices: int, shape: str) -> Target:
         f"v5e:{shape}",
         flops,
         819e9,
-        16e9,
         flops / (2 * 4 * 128 * 128),
         packages='"jax[tpu]"',
     )
@@ -117,7 +114,6 @@ TARGETS = {
         _H200,
         989e12,
         4.8e12,
-        141e9,
         None,
         {"xla_gpu_autotune_level": 0},
         '"jax[cuda13]"',
