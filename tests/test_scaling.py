@@ -78,10 +78,10 @@ def test_tables_go_into_a_file(tmp_path: Path) -> None:
     assert text.endswith("after\n")
     assert "old" not in text
     # 20 ms for the memory, and 2 ms for 0.2 GB at 100 GB/s in a pod.
-    assert (
-        "| 256 x v5e | 64 | 16,384 | 20.0 | - | 2.00 | 91% | 744,727 | 11,636 | 23.3 | 112 |"
-        in text
+    row = (
+        "| 256 x v5e | 64 | 16,384 | 20.0 | - | 2.00 | 0.00 | 91% | 744,727 | 1.7 | 11,636 | 23.3 |"
     )
+    assert row in text
     device_programs.main([f"--rows={rows}", "--table", f"--into={page}"])
     text = page.read_text()
     assert (

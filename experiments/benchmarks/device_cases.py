@@ -55,7 +55,7 @@ CASES = {
 MODES = ("train", "evaluate")
 
 _ROOT = Path(__file__).parents[2]
-_NUM_TRAIN = {"digits": 1437, "mnist": 60_000, "cifar10": 50_000, "imagenet2012": 1_281_167}
+NUM_TRAIN = {"digits": 1437, "mnist": 60_000, "cifar10": 50_000, "imagenet2012": 1_281_167}
 
 
 def config_of(case: DeviceCase, batch_size: int) -> ConfigDict:
@@ -66,7 +66,7 @@ def config_of(case: DeviceCase, batch_size: int) -> ConfigDict:
 
 def state_shapes(config: ConfigDict) -> TrainState:
     """Returns the state of a run, with shapes instead of arrays."""
-    steps_per_epoch = max(1, _NUM_TRAIN[config.dataset.name] // config.batch_size)
+    steps_per_epoch = max(1, NUM_TRAIN[config.dataset.name] // config.batch_size)
     return jax.eval_shape(
         lambda: create_train_state(
             config, dnw_jax.build_model(config), steps_per_epoch=steps_per_epoch
@@ -102,11 +102,16 @@ def _on_devices(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(shape_of, tree)
 
 
+def is_streamed(config: ConfigDict) -> bool:
+    """Returns whether photographs are read during training, so that a program makes one step."""
+    return config.dataset.name == "imagenet2012"
+
+
 def _batches(config: ConfigDict, mesh: AnyMesh) -> IndexedBatches | dict[str, Any]:
     dataset = config.dataset
-    if dataset.name == "imagenet2012":
+    if is_streamed(config):
         return _batch(config, mesh)
-    num_train = _NUM_TRAIN[dataset.name]
+    num_train = NUM_TRAIN[dataset.name]
     shape = (num_train, dataset.image_size, dataset.image_size, dataset.num_channels)
     split = DeviceSplit(
         _shape(shape, jnp.uint8),

@@ -9,7 +9,9 @@ every device, the batch is split. It measures no times; `step_profile` does, on 
 A row holds, for one device and one step: the memory; the floating-point operations and bytes that
 XLA's `cost_analysis` counts; the bytes that kernels read and write in the device's memory (with the
 padding of the tiles of a TPU, and without); the arrays whose padding costs most; the cycles that
-the compiler for TPUs estimates; and the collectives, with the bytes of their results.
+the compiler for TPUs estimates; and the collectives, with the bytes of their results. If the images
+are in the device's memory, a program makes several steps in a loop: then the row is of the loop's
+body, and `bytes_outside` are what the program moves besides, once for up to 128 steps.
 
 Each loop counts once, here and in `cost_analysis`: the loops of the selection (which make two to
 seven turns, the one for ties none), and the loop over the time of a continuous network. On a GPU
@@ -32,7 +34,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.device_cases import CASES, MODES, config_of, lower
+from experiments.benchmarks.device_cases import CASES, MODES, config_of, is_streamed, lower
 from experiments.benchmarks.device_table import print_table, summary
 from experiments.benchmarks.flags import flag_parser, new_file, positive_integer
 from experiments.benchmarks.hlo import Operation, Program
@@ -142,7 +144,7 @@ def _compile(row: Row, top: int) -> Row:
         "compile_cpu_seconds": round(cpu_seconds, 1),
         **_memory(compiled),
         **_costs(compiled),
-        **_traffic(program),
+        **_traffic(program, in_loop=row["mode"] == "train" and not is_streamed(config)),
     }
 
 
@@ -158,16 +160,21 @@ def _costs(compiled: jax.stages.Compiled) -> Row:
     return {"flops": costs.get("flops"), "xla_bytes": costs.get("bytes accessed")}
 
 
-def _traffic(program: Program) -> Row:
-    padded = list(program.executed(size=bytes_in_memory))
-    real = list(program.executed(size=_elements_in_memory))
+def _traffic(program: Program, in_loop: bool) -> Row:
+    """Returns what a step moves; `in_loop` if the program is a loop over several steps."""
+    step = program.largest_loop() if in_loop else None
+    padded = list(program.executed(step, bytes_in_memory))
+    real = list(program.executed(step, _elements_in_memory))
+    everything = sum(moved for _, moved in program.executed(size=bytes_in_memory))
+    memory_bytes = sum(moved for _, moved in padded)
     collectives: dict[str, list[int]] = {}
     for operation in program.collectives():
         count, moved = collectives.get(operation.kind, [0, 0])
         collectives[operation.kind] = [count + 1, moved + num_bytes(operation.result)]
     return {
         "kernels": len(padded),
-        "memory_bytes": sum(moved for _, moved in padded),
+        "memory_bytes": memory_bytes,
+        "bytes_outside": everything - memory_bytes,
         "unpadded_bytes": sum(moved for _, moved in real),
         "padded_arrays": _most_padded(operation for operation, _ in padded),
         "cycles": sum(operation.cycles for operation, _ in padded),

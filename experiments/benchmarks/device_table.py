@@ -69,6 +69,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{count} {kind} {moved / 1e6:.3g} MB"
         for kind, (count, moved) in row["collectives"].items()
     )
+    outside = row.get("bytes_outside", 0)
     return [
         row["target"],
         str(row["batch_per_device"]),
@@ -76,7 +77,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{memory(row) / 1e9:.3g}",
         f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-",  # XLA does not count for GPUs
         f"{row['xla_bytes'] / 1e9:.3g}" if row["xla_bytes"] else "-",
-        f"{row['memory_bytes'] / 1e9:.3g}",
+        f"{row['memory_bytes'] / 1e9:.3g}" + f" + {outside / 1e9:.3g}" * (outside > 0),
         f"{row['memory_bytes'] / row['unpadded_bytes']:.2f}x",
         f"{least_seconds(row) * 1e3:.3g}",
         f"{row['cycles'] / clock * 1e3:.3g}" if clock and row["cycles"] else "-",

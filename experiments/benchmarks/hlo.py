@@ -85,6 +85,11 @@ class Program(NamedTuple):
             elif operation.kind not in _FREE and not operation.kind.endswith("-done"):
                 yield operation, self._traffic(operation, computation, size)
 
+    def largest_loop(self) -> str:
+        """Returns the body of the first computation's loop that executes most operations."""
+        loops = [op.called for op in self.computations[self.entry].values() if op.kind == "while"]
+        return max(loops, key=lambda name: sum(1 for _ in self.executed(name)))
+
     def collectives(self) -> Iterator[Operation]:
         """Yields each operation between devices, without "-start" in its kind."""
         for computation in self.computations.values():

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.device_cases import NUM_TRAIN
 from experiments.benchmarks.device_programs import read_rows
 from experiments.benchmarks.device_table import least_seconds
 from experiments.benchmarks.flags import flag_parser, positive_integer
@@ -34,8 +35,10 @@ _HEADER = (
     "least ms",
     "compiler's ms",
     "all-reduce ms",
+    "of it latency",
     "efficiency",
     "images/s",
+    "s an epoch",
     "images/s a host",
     "cores a host to decode",
     "of",
@@ -116,6 +119,7 @@ def _cells(row: Row, rows: Sequence[Row], devices: Slice, flags: argparse.Namesp
     seconds = max(least, estimated)
     count, num_bytes = all_reduces(rows)
     reducing = devices.all_reduce_seconds(num_bytes, count)
+    latency = devices.all_reduce_seconds(0, count)
     batch = row["batch_per_device"] * devices.num_devices
     images = batch / (seconds + reducing)
     hosts = devices.num_devices / devices.devices_per_host
@@ -126,8 +130,10 @@ def _cells(row: Row, rows: Sequence[Row], devices: Slice, flags: argparse.Namesp
         f"{least * 1e3:.1f}",
         f"{estimated * 1e3:.1f}" if estimated else "-",
         f"{reducing * 1e3:.2f}",
+        f"{latency * 1e3:.2f}",
         f"{seconds / (seconds + reducing):.0%}",
         f"{images:,.0f}",
+        f"{NUM_TRAIN['imagenet2012'] / images:,.1f}",
         f"{images / hosts:,.0f}",
         f"{images / hosts / (flags.decodes * flags.pipeline):.1f}",
         str(devices.cores_per_host),
