@@ -78,7 +78,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-",  # XLA does not count for GPUs
         f"{row['xla_bytes'] / 1e9:.3g}" if row["xla_bytes"] else "-",
         f"{row['memory_bytes'] / 1e9:.3g}" + f" + {outside / 1e9:.3g}" * (outside > 0),
-        f"{row['memory_bytes'] / row['unpadded_bytes']:.2f}x",
+        f"{row['memory_bytes'] / max(row['unpadded_bytes'], 1):.2f}x",
         f"{least_seconds(row) * 1e3:.3g}",
         f"{row['cycles'] / clock * 1e3:.3g}" if clock and row["cycles"] else "-",
         ", ".join(collectives) or "none",

@@ -45,6 +45,20 @@ _HEADER = (
 )
 
 
+# The bytes of a step on an H200, where the file has no row of one: 107 GB for 512 images
+# (experiments/results/gpu_programs_2026-11-27.md).
+_ON_H200 = {
+    "imagenet_mbv1": {
+        "target": "h200-1",
+        "batch_per_device": 512,
+        "memory_bytes": 107e9,
+        "flops": None,
+        "cycles": 0,
+        "collectives": {},
+    }
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table in Markdown for each case of ImageNet."""
     parser = flag_parser(__doc__ or "")
@@ -73,6 +87,8 @@ def _print_tables(flags: argparse.Namespace) -> None:
     rows = [row for row in read_rows(flags.rows) if row["mode"] == "train" and "error" not in row]
     for case in dict.fromkeys(row["case"] for row in rows if row["case"].startswith("imagenet")):
         members = [row for row in rows if row["case"] == case]
+        if case in _ON_H200 and all(row["target"] != "h200-1" for row in members):
+            members.append(_ON_H200[case])
         print(f"\n**{case}**\n\n| " + " | ".join(_HEADER) + " |")
         print("|" + "---|" * len(_HEADER))
         for devices in SLICES:
