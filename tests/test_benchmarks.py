@@ -11,9 +11,10 @@ import pytest
 from jax import lax
 from jax.experimental import topologies
 
-from experiments.benchmarks import gpu_programs, train_step
+from experiments.benchmarks import device_programs, train_step
 from experiments.benchmarks.alternate import alternate
-from experiments.benchmarks.hlo import Program, num_bytes
+from experiments.benchmarks.hlo import Program
+from experiments.benchmarks.tiles import bytes_in_memory, num_bytes
 
 SERVES = "from experiments.benchmarks.alternate import serve; serve(lambda: None, {steps})"
 
@@ -96,12 +97,65 @@ def test_number_of_bytes_of_a_type() -> None:
     assert num_bytes("(f32[2,3], bf16[4], pred[5], s32[], u8[7])") == 24 + 8 + 5 + 4 + 7
 
 
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ("f32[4,12]", 192),  # without a layout: nothing is padded
+        ("f32[4,12]{1,0:T(8,128)}", 4 * 8 * 128),
+        ("f32[4,12]{0,1:T(8,128)}", 4 * 16 * 128),  # the rows are minor
+        ("bf16[64,112,112,32]{3,2,1,0:T(8,128)(2,1)}", 2 * 64 * 112 * 112 * 128),
+        ("bf16[64,112,112,32]{0,3,2,1:T(8,128)(2,1)}", 2 * 128 * 112 * 112 * 32),
+        ("f32[5]{0:T(128)S(1)}", 0),  # on the chip
+        ("(f32[5]{0:T(128)}, /*index=1*/f32[5]{0:T(128)S(1)}, u32[]{:S(2)})", 512),
+        ("f32[]{:T(128)}", 4),
+    ],
+)
+def test_bytes_in_memory(layout: str, expected: int) -> None:
+    assert bytes_in_memory(layout) == expected
+
+
+TPU_PROGRAM = """
+%fused (p0: f32[40,128], p1: f32[]) -> f32[8,128] {
+  %p0 = f32[40,128]{1,0:T(8,128)} parameter(0)
+  %p1 = f32[]{:T(128)} parameter(1)
+  %part = f32[8,128]{1,0:T(8,128)} slice(%p0), slice={[0:8], [0:128]}
+  ROOT %out = f32[8,128]{1,0:T(8,128)} multiply(%part, %p1)
+}
+
+ENTRY %main (a: f32[40,128], b: f32[]) -> f32[8,128] {
+  %a = f32[40,128]{1,0:T(8,128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  %start = (f32[40,128]{1,0:T(8,128)S(1)}, f32[40,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %done = f32[40,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %cut = ((f32[40,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a)
+  %fusion = f32[8,128]{1,0:T(8,128)} fusion(%a, %b), calls=%fused, x={"estimated_cycles":"77"}
+  ROOT %sum = f32[8,128]{1,0:T(8,128)S(1)} all-reduce(%fusion), to_apply=%add
+}
+"""
+
+
+def test_bytes_of_a_program_for_a_tpu() -> None:
+    """A copy from memory onto the chip counts once; a slice of an array counts alone."""
+    program = Program.of(TPU_PROGRAM)
+    moved = {operation.kind: num for operation, num in program.executed(size=bytes_in_memory)}
+    row = 4 * 8 * 128
+    scalar = 4
+    assert moved == {
+        "copy-start": 5 * row,
+        "slice-start": row,
+        "fusion": row + scalar + row,
+        "all-reduce": row,
+    }
+    assert sum(operation.cycles for operation, _ in program.executed()) == 77
+    assert [(op.kind, op.result) for op in program.collectives()] == [("all-reduce", "f32[8,128]")]
+
+
 def test_error_without_a_compiler_for_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         topologies.get_topology_desc(platform="cuda")
     except NotImplementedError:
         with pytest.raises(SystemExit, match="2"):
-            gpu_programs.main(["--cases", "static"])
+            device_programs.main(["--targets", "h200-1"])
         assert 'pip install "jax[cuda13]"' in capsys.readouterr().err
     except Exception:  # jax has a compiler, but no GPU
         pytest.skip("jax can compile for GPUs here")

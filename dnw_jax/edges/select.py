@@ -184,7 +184,9 @@ def _scan(
       magnitude < `high`.
     """
     magnitudes = magnitude_bits(weights)
-    scan_on_cpu = _scan_by_sums if jax.device_count() > 1 else _scan_by_one_reduction
+    # The mesh in the type is that of the devices that the program is for, wherever it is compiled.
+    is_shared = jax.typeof(magnitudes).sharding.mesh.size > 1
+    scan_on_cpu = _scan_by_sums if is_shared else _scan_by_one_reduction
     return lax.platform_dependent(
         magnitudes, candidates, low, high, cpu=scan_on_cpu, default=_scan_by_sums
     )
@@ -212,7 +214,8 @@ def _scan_by_one_reduction(
 ) -> tuple[Array, Array, Array]:
     """Counts in a form that XLA:CPU vectorises.
 
-    For a single device: XLA would gather magnitudes that are sharded along the last axis.
+    For arrays without a mesh, or with a mesh of a single device: XLA would gather magnitudes that
+    are sharded along the last axis.
     """
     is_above = [(magnitudes >= candidate).astype(jnp.int32) for candidate in candidates]
     operands = (*is_above, *_clipped(magnitudes, low, high))

@@ -1,16 +1,26 @@
 """Parses the text of a compiled program into operations and the bytes that they move."""
 
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from experiments.benchmarks.tiles import arrays_of, bytes_in_memory, num_bytes
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\(([^)]*)\)(.*)$")
 _CALLED = re.compile(r"(calls|body|to_apply|true_computation|branch_computations)=\{?%?([\w.-]+)")
-_ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d{1,15})"')  # a longer number means: unknown
 CONTROL_FLOW = ("while", "conditional", "call")
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all")
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
 
 
 class Operation(NamedTuple):
@@ -19,16 +29,20 @@ class Operation(NamedTuple):
     Attributes:
       kind: HLO's opcode.
       result: the type of the result, without the layout.
+      layout: the type of the result, with the layout.
       operands: names of the operands; for a parameter, the number of the parameter.
       called: the computation that it executes (a loop: the body; branches: the first one), or "".
       source: the path in the traced code.
+      cycles: the compiler's estimate, or 0 where it gives none. Only compilers for TPUs do.
     """
 
     kind: str
     result: str
+    layout: str
     operands: tuple[str, ...]
     called: str
     source: str
+    cycles: int
 
 
 Computation = dict[str, Operation]  # by name
@@ -52,58 +66,78 @@ class Program(NamedTuple):
                 computation[instruction[1]] = _operation(*instruction.groups()[1:])
         return cls(computations, entry)
 
-    def executed(self, name: str | None = None) -> Iterator[tuple[Operation, int]]:
+    def executed(
+        self, name: str | None = None, size: Callable[[str], int] = num_bytes
+    ) -> Iterator[tuple[Operation, int]]:
         """Yields each operation that takes time, with the bytes that it reads and writes.
 
         Each loop counts once.
+
+        Args:
+          name: the computation; the first one by default.
+          size: returns the bytes of all arrays of a type. By default the bytes of their elements;
+            `tiles.bytes_in_memory` counts padding, and leaves out arrays on the chip.
         """
         computation = self.computations[name or self.entry]
         for operation in computation.values():
             if operation.kind in CONTROL_FLOW:
-                yield from self.executed(operation.called)
-            elif operation.kind not in _FREE:
-                yield operation, self._traffic(operation, computation)
+                yield from self.executed(operation.called, size)
+            elif operation.kind not in _FREE and not operation.kind.endswith("-done"):
+                yield operation, self._traffic(operation, computation, size)
 
-    def _traffic(self, operation: Operation, computation: Computation) -> int:
+    def largest_loop(self) -> str:
+        """Returns the body of the first computation's loop that executes most operations."""
+        loops = [op.called for op in self.computations[self.entry].values() if op.kind == "while"]
+        return max(loops, key=lambda name: sum(1 for _ in self.executed(name)))
+
+    def collectives(self) -> Iterator[Operation]:
+        """Yields each operation between devices, without "-start" in its kind."""
+        for computation in self.computations.values():
+            for operation in computation.values():
+                kind = operation.kind.removesuffix("-start")
+                if kind in _COLLECTIVES:
+                    yield operation._replace(kind=kind)
+
+    def _traffic(
+        self, operation: Operation, computation: Computation, size: Callable[[str], int]
+    ) -> int:
+        if operation.kind == "copy-start":  # its result holds source and destination
+            return size(operation.layout)
+        if operation.kind == "slice-start":  # its result: source, destination, a semaphore
+            source, *_, destination, _ = arrays_of(operation.layout)
+            part = bytes_in_memory(destination, everywhere=True)
+            return sum(part for end in (source, destination) if size(end))
         read = [
-            num_bytes(computation[name].result)
-            for name in operation.operands
-            if name in computation
+            size(computation[name].layout) for name in operation.operands if name in computation
         ]
-        written = num_bytes(operation.result)
+        written = size(operation.layout)
         if operation.kind == "fusion":
             inside = self.computations[operation.called]
             for name, parameter in inside.items():
                 if parameter.kind != "parameter":
                     continue
+                number = int(parameter.operands[0])
                 uses = [use for use in inside.values() if name in use.operands]
                 slices = [use for use in uses if use.kind in ("slice", "dynamic-slice")]
                 updates = [use for use in uses if use.kind == "dynamic-update-slice"]
                 # A slice, or an update of a slice, moves only this part of the array.
-                if len(slices) + len(updates) == len(uses):
-                    number = int(parameter.operands[0])
-                    parts = [num_bytes(inside[update.operands[1]].result) for update in updates]
+                if len(slices) + len(updates) == len(uses) and read[number]:
+                    parts = [size(inside[update.operands[1]].layout) for update in updates]
                     written += sum(parts) - (read[number] if updates else 0)
-                    read[number] = sum(num_bytes(part.result) for part in slices)
+                    read[number] = sum(size(part.layout) for part in slices)
         return sum(read) + written
 
 
 def _operation(result: str, kind: str, operands: str, attributes: str) -> Operation:
     names = re.findall(r"%([\w.-]+)", operands) or [operands]
     called, source = _CALLED.search(attributes), re.search(r'op_name="([^"]*)"', attributes)
+    cycles = _CYCLES.search(attributes)
     return Operation(
         kind,
         re.sub(r"\{[^}]*\}", "", result),
+        result,
         tuple(names),
         called[2] if called else "",
         source[1] if source else "",
-    )
-
-
-def num_bytes(result: str) -> int:
-    """Returns the bytes of all arrays of a result type."""
-    return sum(
-        math.prod(map(int, filter(None, shape.split(","))))
-        * (1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8)
-        for dtype, shape in _ARRAY.findall(result)
+        int(cycles[1]) if cycles else 0,
     )
