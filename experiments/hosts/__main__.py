@@ -150,8 +150,9 @@ Python {python}, jax {jax}.
 
 Each row is a run of 20 steps beside the same run on one device. *Difference* is the largest
 absolute difference of a parameter or a running statistic after the last step, *moved* the largest
-change of a parameter between steps 5 and 20, *flipped* the number of edges that are real in one run alone. *Correct*
-counts the test examples that are right, here / on one device; *rows* those of `metrics.jsonl`.
+change of a parameter between steps 5 and 20, *flipped* the number of edges that are real in one run
+alone. *Correct* counts the test examples that are right, here / on one device; *rows* those of
+`metrics.jsonl`.
 
 | case | hosts x devices | difference | moved | flipped | tested | correct | rows | holds |
 |---|---|---|---|---|---|---|---|---|
