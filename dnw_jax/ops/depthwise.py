@@ -93,9 +93,10 @@ def _kernel_gradient(planes: Array, cotangent: Array) -> Array:
     """Returns the float32 gradient with respect to the kernel."""
     if planes.size == 0:
         return _sum_over_pixels(planes, cotangent)
-    return lax.platform_dependent(
-        planes, cotangent, cpu=_kernel_gradient_in_chunks, default=_sum_over_pixels
-    )
+    # A chunk of a batch that several devices share would move planes between them.
+    is_shared = max(jax.typeof(a).sharding.mesh.size for a in (planes, cotangent)) > 1
+    on_cpu = _sum_over_pixels if is_shared else _kernel_gradient_in_chunks
+    return lax.platform_dependent(planes, cotangent, cpu=on_cpu, default=_sum_over_pixels)
 
 
 def _sum_over_pixels(planes: Array, cotangent: Array) -> Array:
