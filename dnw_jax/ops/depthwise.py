@@ -1,11 +1,14 @@
 """Single-channel 3x3 convolution: each plane has its own kernel.
 
+A TPU runs XLA's grouped convolution (`grouped`). There a sum of nine shifted products would write
+each product to memory and read it again.
+
 XLA's grouped convolution is 10 to 60 times slower on CPU (`experiments.benchmarks.depthwise`), so
-the convolution is a sum of nine shifted products. Padding the *product*, rather than slicing a
-padded input, lets XLA:CPU vectorise the whole sum: 3.3 ms instead of 16 ms for 128 images of 8x8
-and 800 nodes on two cores. The operands and the result are written to memory (`materialised`): a
-producer fused into the convolution would be computed nine times, and a consumer fused into it would
-set a slow order of axes.
+elsewhere the convolution is a sum of nine shifted products. Padding the *product*, rather than
+slicing a padded input, lets XLA:CPU vectorise the whole sum: 3.3 ms instead of 16 ms for 128 images
+of 8x8 and 800 nodes on two cores. The operands and the result are written to memory
+(`materialised`): a producer fused into the convolution would be computed nine times, and a consumer
+fused into it would set a slow order of axes.
 """
 
 import functools
@@ -45,7 +48,26 @@ def depthwise_conv3x3(
     def convolve(planes: Array, kernel: Array) -> Array:
         return _correlate(planes, kernel)[:, ::stride, ::stride]
 
-    return materialised(convolve, planes, kernel)
+    def shifted(planes: Array, kernel: Array) -> Array:
+        return materialised(convolve, planes, kernel)
+
+    if planes.size == 0:
+        return shifted(planes, kernel)
+    on_tpu = functools.partial(grouped, stride=stride)
+    return lax.platform_dependent(planes, kernel, tpu=on_tpu, default=shifted)
+
+
+def grouped(planes: Array, kernel: Array, stride: int) -> Array:
+    """Returns `depthwise_conv3x3` as XLA's convolution with a group for each plane."""
+    dtype = jnp.promote_types(planes.dtype, kernel.dtype)
+    return lax.conv_general_dilated(
+        planes.astype(dtype),
+        kernel[:, :, None].astype(dtype),
+        (stride, stride),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=planes.shape[-1],
+    )
 
 
 def _correlate(planes: Array, kernel: Array) -> Array:
@@ -68,6 +90,22 @@ def _forward(planes: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Ar
 
 def _backward(stride: int, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     planes, kernel = residuals
+    shifted = functools.partial(_gradients, stride)
+    if planes.size == 0:
+        return shifted(planes, kernel, cotangent)
+    on_tpu = functools.partial(grouped_gradients, stride)
+    return lax.platform_dependent(planes, kernel, cotangent, tpu=on_tpu, default=shifted)
+
+
+def grouped_gradients(
+    stride: int, planes: Array, kernel: Array, cotangent: Array
+) -> tuple[Array, Array]:
+    """Returns the gradients of `grouped`: those of autodiff."""
+    _, pull = jax.vjp(functools.partial(grouped, stride=stride), planes, kernel)
+    return pull(cotangent)
+
+
+def _gradients(stride: int, planes: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
     if stride > 1:
         cotangent = _dilate(cotangent, stride, planes.shape[1:3])
 

@@ -2,7 +2,7 @@
 
 XLA:CPU fuses an expression with its reductions into one pass if each intermediate value has one
 reader. So the hand-written backward passes compute each result separately, and store only planes
-and statistics of each node.
+and statistics of each node. A TPU runs other forms: `ops.fused_norms`.
 """
 
 import functools
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from dnw_jax.ops import fused_norms
 from dnw_jax.ops.barriers import barrier, materialised
-
-_EPSILON = 1e-5
-_PIXELS, _BATCH_AND_PIXELS = (1, 2), (0, 1, 2)
+from dnw_jax.ops.fused_norms import BATCH_AND_PIXELS as _BATCH_AND_PIXELS
+from dnw_jax.ops.fused_norms import EPSILON as _EPSILON
+from dnw_jax.ops.fused_norms import PIXELS as _PIXELS
 
 Planes = Float[Array, "batch height width nodes"]
 PerNode = Float[Array, " nodes"]
@@ -42,7 +43,13 @@ def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool =
         normalised = _standardise(planes.astype(jnp.float32)) * scale + bias
         return (jax.nn.relu(normalised) if rectify else normalised).astype(planes.dtype)
 
-    return materialised(compute, planes, scale, bias)
+    def fused(planes: Array, scale: Array, bias: Array) -> Array:
+        statistics = fused_norms.statistics(planes, _PIXELS)
+        return fused_norms.normalise(planes, scale, bias, statistics, rectify=rectify)
+
+    return lax.platform_dependent(
+        planes, scale, bias, tpu=fused, default=functools.partial(materialised, compute)
+    )
 
 
 def _standardise(values: Array) -> Array:
@@ -55,16 +62,31 @@ def _instance_norm_forward(
     planes: Array, scale: Array, bias: Array, rectify: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     out = instance_norm(planes, scale, bias, rectify)
-    return out, (planes, scale, out)
+    return out, (planes, scale, bias, out)
 
 
 def _instance_norm_backward(
     rectify: bool, residuals: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, Array]:
+    def fused(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, Array]:
+        planes, scale, bias, _ = residuals
+        statistics = fused_norms.statistics(planes, _PIXELS)
+        return fused_norms.gradients(
+            planes, scale, bias, statistics, cotangent, axes=_PIXELS, rectify=rectify
+        )
+
+    separate = functools.partial(_instance_norm_gradients, rectify)
+    return lax.platform_dependent(residuals, cotangent, tpu=fused, default=separate)
+
+
+def _instance_norm_gradients(
+    rectify: bool, residuals: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, Array, Array]:
     def cotangent_before_relu(out: Array, cotangent: Array) -> Array:
         return _through_relu(out, cotangent, rectify).astype(jnp.float32)
 
-    planes, scale, out = barrier(residuals)
+    planes, scale, _, out = residuals
+    planes, scale, out = barrier((planes, scale, out))
     values, passed = planes.astype(jnp.float32), cotangent_before_relu(out, cotangent)
     centred = values - jnp.mean(values, _PIXELS, keepdims=True)
     factor = lax.rsqrt(jnp.mean(jnp.square(centred), _PIXELS, keepdims=True) + _EPSILON)
@@ -107,10 +129,20 @@ def batch_norm(
       bias: summand for each node, float32.
       rectify: whether a ReLU follows.
     """
+    mean, var = lax.platform_dependent(planes, tpu=_fused_statistics, default=_statistics)
+    return normalise_by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
+
+
+def _fused_statistics(planes: Array) -> tuple[Array, Array]:
+    mean, var = fused_norms.statistics(planes, _BATCH_AND_PIXELS)
+    return mean[0, 0, 0], var[0, 0, 0]
+
+
+def _statistics(planes: Array) -> tuple[Array, Array]:
     mean = jnp.mean(planes.astype(jnp.float32), _BATCH_AND_PIXELS)
     # A second conversion to float32: XLA would write a shared one to memory.
     var = jnp.mean(jnp.square(barrier(planes).astype(jnp.float32) - mean), _BATCH_AND_PIXELS)
-    return normalise_by_statistics(planes, mean, var, scale, bias, rectify=rectify), mean, var
+    return mean, var
 
 
 def normalise_by_statistics(
@@ -144,14 +176,28 @@ def _batch_norm_forward(
     planes: Array, scale: Array, bias: Array, rectify: bool
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     out, mean, var = batch_norm(planes, scale, bias, rectify)
-    return (out, mean, var), (planes, scale, mean, var, out)
+    return (out, mean, var), (planes, scale, bias, mean, var, out)
 
 
 def _batch_norm_backward(
     rectify: bool, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
-    planes, scale, mean, var, out = barrier(residuals)
-    cotangent, factor = cotangents[0], lax.rsqrt(var + _EPSILON)
+    def fused(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, Array]:
+        planes, scale, bias, mean, var, _ = residuals
+        return fused_norms.gradients(
+            *(planes, scale, bias, (mean, var), cotangent), axes=_BATCH_AND_PIXELS, rectify=rectify
+        )
+
+    separate = functools.partial(_batch_norm_gradients, rectify)
+    return lax.platform_dependent(residuals, cotangents[0], tpu=fused, default=separate)
+
+
+def _batch_norm_gradients(
+    rectify: bool, residuals: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    planes, scale, _, mean, var, out = residuals
+    planes, scale, mean, var, out = barrier((planes, scale, mean, var, out))
+    factor = lax.rsqrt(var + _EPSILON)
 
     def passed_and_standardised(
         planes: Array, out: Array, cotangent: Array, mean: Array, factor: Array
