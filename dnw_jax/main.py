@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,13 @@ from dnw_jax.errors import UserError
 from dnw_jax.platform.join import Processes
 from dnw_jax.platform.large_pages import restart_with_large_pages
 from dnw_jax.run.commit import MARK
+
+
+# What JAX reports if another process does not answer, by gloo, NCCL or the coordination service.
+_NO_ANSWER = re.compile(
+    "gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline|aborted|cancelled",
+    re.IGNORECASE,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,12 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lost_another_process(error: RuntimeError) -> bool:
-    """Returns whether JAX raised the error, and another process may be the reason."""
+    """Returns whether JAX raised the error because another process does not answer."""
     jax = sys.modules.get("jax")
     return (
         jax is not None
         and isinstance(error, jax.errors.JaxRuntimeError)
         and jax.process_count() > 1
+        and _NO_ANSWER.search(str(error)) is not None
     )
 
 

@@ -48,7 +48,20 @@ def _evaluate(config: ConfigDict, workdir: Path, step: int | str) -> dict[str, f
     states = agreement.from_first([evaluation_state(model) for model, _, _ in trained])
     state = devices.replicate(seeds.stack_seeds(states), mesh)
     results = evaluate_all(state, feed, config.batch_size, mesh)
-    steps, num_examples = [seed.step for seed in trained], results[0]["num_examples"]
+    steps = [seed.step for seed in trained]
+    with agreement.together():
+        return _report(workdir, workdirs, results, steps, changes)
+
+
+def _report(
+    workdir: Path,
+    workdirs: list[Path],
+    results: list[dict[str, float]],
+    steps: list[int],
+    changes: list[str],
+) -> dict[str, float]:
+    """Prints and writes the results of each seed and their means, which it returns."""
+    num_examples = results[0]["num_examples"]
     for seed_workdir, averages, number in zip(workdirs, results, steps, strict=True):
         print(
             f"{seed_prefix(workdirs, seed_workdir)}step {number}: test {format_metrics(averages)} "

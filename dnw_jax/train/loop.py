@@ -165,7 +165,9 @@ class TrainingLoop:
         sums = zero  # over the examples since the last row of metrics
         stop = agreement.agreed_stop(self.feed.error, self.interrupts)
         while step < plan.total and stop is None:
-            trace.at(step)
+            if plan.trace:
+                with agreement.together():
+                    trace.at(step)
             started_at = step
             state, sums, step = dispatches.advance(state, sums, step, plan.next_stop(step))
             if not np.all(np.isfinite(sums.loss)):
@@ -218,7 +220,7 @@ class TrainingLoop:
         """
         try:
             metrics = evaluate_all(state, self.feed, self.config.batch_size, self.mesh)
-        except UserError:  # for example a damaged photograph; the trained weights are good
+        except Exception:  # for example a damaged photograph; the trained weights are good
             self._save(step, state)
             raise
         if not all(math.isfinite(row["loss"]) for row in metrics):
