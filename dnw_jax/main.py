@@ -17,7 +17,6 @@ from dnw_jax.platform.join import Processes
 from dnw_jax.platform.large_pages import restart_with_large_pages
 from dnw_jax.run.commit import MARK
 
-
 # What JAX reports if another process does not answer, by gloo, NCCL or the coordination service.
 _NO_ANSWER = re.compile(
     "gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline|aborted|cancelled",
