@@ -51,6 +51,7 @@ tree = {
 arrived = jax.tree.leaves(agreement.from_first(tree))
 results["bytes"] = [(str(array.dtype), array.shape, array.tobytes().hex()) for array in arrived]
 results["total"] = agreement.total(3 + process)
+results["largest"] = agreement.largest(0.25 * (1 - process))
 results["no reason"] = stop_of(None, None)
 results["signal of the second"] = stop_of(None, [None, 15][process])
 results["two signals"] = stop_of(None, [2, 15][process])
@@ -142,6 +143,7 @@ def test_all_processes_stop_for_the_same_reason(results: list[dict[str, Any]]) -
 def test_values_are_added(results: list[dict[str, Any]]) -> None:
     assert [result["total"] for result in results] == [7, 7]
     assert agreement.total(3) == 3
+    assert [result["largest"] for result in results] == [0.25, 0.25]
 
 
 def test_differences_are_named_by_all(results: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from dnw_jax.run.workdir import config_changes, load_model, write_evaluation
 from dnw_jax.step.state import evaluation_state
 from dnw_jax.train import seeds
 from dnw_jax.train.evaluate import evaluate_all
-from dnw_jax.train.feed import open_feed
+from dnw_jax.train.feed import check_same_run, open_feed
 from dnw_jax.train.report import format_metrics, print_changes, seed_prefix
 
 
@@ -45,6 +45,7 @@ def _evaluate(config: ConfigDict, workdir: Path, step: int | str) -> dict[str, f
             load_model(seed_workdir, step, seed_config)
             for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True)
         ]
+    check_same_run(config, feed)
     states = agreement.from_first([evaluation_state(model) for model, _, _ in trained])
     state = devices.replicate(seeds.stack_seeds(states), mesh)
     results = evaluate_all(state, feed, config.batch_size, mesh)

@@ -109,9 +109,14 @@ def from_first(tree: _T) -> _T:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
+def largest(value: float) -> float:
+    """Returns the largest of the values of all processes, in single precision."""
+    return float(_gathered(np.float32(value)).max())
+
+
 def total(value: int) -> int:
-    """Returns the sum of the values of all processes."""
-    return int(_gathered(np.int64(value)).sum())
+    """Returns the sum of the values of all processes, which are below 2**31."""
+    return int(_gathered(np.int32(value)).sum(dtype=np.int64))
 
 
 def check_equal(**contents: bytes) -> None:

@@ -6,12 +6,14 @@ import threading
 from types import FrameType
 from typing import Self
 
+import jax
+
 
 class Interrupts:
     """A context manager that records the first Ctrl-C or SIGTERM instead of raising.
 
-    The second signal raises KeyboardInterrupt at once. Signals reach the main thread alone; in any
-    other thread this class does nothing.
+    The second signal raises KeyboardInterrupt at once; one of several processes it ends. Signals
+    reach the main thread alone; in any other thread this class does nothing.
 
     Attributes:
       number: of the signal that came, or None.
@@ -45,6 +47,10 @@ class Interrupts:
         del frame
         self.raise_if_interrupted()
         self.number = number
+        if jax.process_count() > 1:
+            # KeyboardInterrupt would wait for the other processes, or for a step that never ends.
+            for each in self.SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
         # Not print: the signal may have interrupted a print.
         os.write(
             2, b"\nsaving after the steps under way, then stopping; Ctrl-C again stops at once\n"

@@ -6,6 +6,7 @@ Importing this file does not import JAX, because help and wrong flags must not w
 import importlib.util
 import inspect
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ JOIN_SECONDS = 300
 HEARTBEAT_SECONDS = 60
 # How long a process that is done waits for the others. All of them end at the same step.
 SHUTDOWN_SECONDS = 60
+
+# After so many seconds of waiting a process says for what.
+_QUIET_SECONDS = 5
 
 _MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 
@@ -121,6 +125,11 @@ class Processes:
             raise UserError(
                 f"cannot join the other processes: {error}; {self._awaited()}"
             ) from error
+        if jax.device_count() != jax.local_device_count() * jax.process_count():
+            raise UserError(
+                f"this process has {jax.local_device_count()} of {jax.device_count()} devices; all "
+                f"{jax.process_count()} processes must have equally many"
+            )
         return True
 
     def _detection_method(self) -> str | None:
@@ -156,6 +165,7 @@ def _time_limit(awaited: str) -> Iterator[None]:
     """Ends the process if the block takes longer than JOIN_SECONDS.
 
     JAX would abort with a stack trace that names neither the address nor the missing process.
+    Ctrl-C and SIGTERM end the process at once: Python's handlers would wait for JAX.
     """
 
     def give_up() -> None:
@@ -167,11 +177,23 @@ def _time_limit(awaited: str) -> Iterator[None]:
         )
         os._exit(2)
 
-    print(awaited, file=sys.stderr, flush=True)
-    timer = threading.Timer(JOIN_SECONDS, give_up)
-    timer.daemon = True
-    timer.start()
+    def explain() -> None:
+        print(f"{awaited}, at most {JOIN_SECONDS} s", file=sys.stderr, flush=True)
+
+    timers = (
+        threading.Timer(_QUIET_SECONDS, explain),
+        threading.Timer(JOIN_SECONDS, give_up),
+    )
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -233,6 +233,9 @@ class Checkpoints:
     def _writing(self, step: int) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # a lost process: nothing is wrong with the disk
+            self._pending_save = None
+            raise
         except Exception as error:
             self._pending_save = None
             raise UserError(

@@ -19,8 +19,10 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from dnw_jax import data
+from dnw_jax.config import to_json
 from dnw_jax.data.dataset_info import Statistics
 from dnw_jax.platform import devices
+from dnw_jax.platform.agreement import check_equal
 from dnw_jax.step.programs import MAX_STEPS, IndexedBatches
 from dnw_jax.step.state import Batch, total_steps
 
@@ -34,8 +36,9 @@ class Feed(Protocol):
       skipped: damaged training examples that other examples replaced, since this start.
       skipped_test: damaged test examples in the last evaluation.
       error: why this host could read no further batch, or None. If other hosts wait for the rows
-        of this one, the feed yields batches in its place that change nothing, until the caller asks
-        the other hosts (`platform.agreement.agreed_stop`). Alone it stops yielding.
+        of this one, the feed yields batches without examples, for which `make_updates` leaves the
+        update out, until the caller asks the other hosts (`platform.agreement.agreed_stop`). Alone
+        it stops yielding.
     """
 
     reads_ahead: bool
@@ -75,6 +78,16 @@ def open_feed(config: ConfigDict, mesh: Mesh, *, train: bool = True) -> Feed:
     if config.dataset.name == "imagenet2012":
         return PhotographFeed.of(config, mesh, train=train)
     return DeviceFeed.of(config, mesh, train=train)
+
+
+def check_same_run(config: ConfigDict, feed: Feed) -> None:
+    """Checks that all processes have the same config and the same examples.
+
+    Raises:
+      UserError: names what differs, and in which processes.
+    """
+    if jax.process_count() > 1:
+        check_equal(configuration=to_json(config).encode(), data=feed.fingerprint)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from dnw_jax import data
-from dnw_jax.config import to_json, validate
+from dnw_jax.config import validate
 from dnw_jax.errors import UserError
 from dnw_jax.models import build_model, wiring
 from dnw_jax.platform import agreement, devices
@@ -36,7 +36,7 @@ from dnw_jax.step.state import TrainState, create_train_state, map_over_seeds
 from dnw_jax.train import seeds
 from dnw_jax.train.dispatch import Dispatches
 from dnw_jax.train.evaluate import evaluate_all
-from dnw_jax.train.feed import Feed, open_feed
+from dnw_jax.train.feed import Feed, check_same_run, open_feed
 from dnw_jax.train.plan import Plan
 from dnw_jax.train.report import not_finite_error, print_start, print_summary
 from dnw_jax.train.run_log import RunLog
@@ -75,9 +75,8 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
                 stack.enter_context(Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep))
                 for folder in workdirs
             ]
-        if jax.process_count() > 1:
-            agreement.check_equal(configuration=to_json(config).encode(), data=feed.fingerprint)
-            agreement.check_shared(folder)
+        check_same_run(config, feed)
+        agreement.check_shared(folder)
         states, step = _start_or_resume(configs, plan, checkpoints, interrupts)
         print_start(workdir, states[0], config, plan, changes)
         if step < plan.total:
@@ -188,6 +187,7 @@ class TrainingLoop:
                     raise self._not_finite_error("some weights are NaN or infinite", step)
                 self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         trace.stop()
+        self._wait_for_saves()
         if stop is not None:
             raise stop
         return state
@@ -199,7 +199,8 @@ class TrainingLoop:
         if skipped := agreement.total(self.feed.skipped):
             more["skipped"] = skipped
         if self.feed.reads_ahead:
-            more["input_wait"] = round(dispatches.waited / dispatches.seconds, 4)
+            # Every step waits for the slowest process.
+            more["input_wait"] = round(agreement.largest(dispatches.waited / dispatches.seconds), 4)
         with agreement.together():
             self.log.write_training_row(
                 step, sums, old_masks, masks, seconds=dispatches.seconds, more=more
@@ -213,6 +214,10 @@ class TrainingLoop:
         for seed, seed_state, accuracy in zip(self.log.seeds, states, accuracies, strict=True):
             seed.save(step, seed_state, accuracy)
 
+    def _wait_for_saves(self) -> None:
+        for seed in self.log.seeds:
+            seed.checkpoints.wait()
+
     def _evaluate(self, step: int, state: TrainState, masks: Masks) -> list[float | None]:
         """Returns the test accuracy of each seed; None while annealing leaves too many edges.
 
@@ -222,6 +227,7 @@ class TrainingLoop:
             metrics = evaluate_all(state, self.feed, self.config.batch_size, self.mesh)
         except Exception:  # for example a damaged photograph; the trained weights are good
             self._save(step, state)
+            self._wait_for_saves()
             raise
         if not all(math.isfinite(row["loss"]) for row in metrics):
             losses = ", ".join(str(row["loss"]) for row in metrics)

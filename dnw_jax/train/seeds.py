@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dnw_jax.errors import UserError
-from dnw_jax.platform.agreement import from_first
+from dnw_jax.platform.agreement import from_first, together
 from dnw_jax.run.checkpoint import Checkpoints
 from dnw_jax.step.state import TrainState
 
@@ -79,7 +79,10 @@ def common_step(checkpoints_of_seeds: list[Checkpoints]) -> int | None:
     Raises:
       UserError: some seeds have checkpoints, but no step is common to all.
     """
-    steps = [set(checkpoints.steps) for checkpoints in checkpoints_of_seeds]
+    for checkpoints in checkpoints_of_seeds:
+        checkpoints.wait()
+    with together():
+        steps = [set(checkpoints.steps) for checkpoints in checkpoints_of_seeds]
     last = max(set.intersection(*steps), default=_NONE_IN_COMMON if any(steps) else _NO_CHECKPOINTS)
     last = int(from_first(np.int64(last)))
     if last == _NONE_IN_COMMON:
