@@ -83,22 +83,21 @@ def test_photographs_on_two_hosts_and_a_damaged_one_on_the_second(tmp_path: Path
     assert fault.resumed
 
 
-_RARELY = {name: "500" for name in ("checkpoint__every_steps", "log__every_steps")}
-LONG = flags(SMALL, num_steps="3000", evaluate__every_steps="1000", **_RARELY)
+_RARELY = {name: "50" for name in ("checkpoint__every_steps", "log__every_steps")}
+LONG = flags(SMALL, num_steps="300", evaluate__every_steps="1000", **_RARELY)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("host", [0, 1])
-def test_sigterm_to_one_process_ends_both_and_the_run_resumes(tmp_path: Path, host: int) -> None:
-    fault = faults.terminate(LONG, tmp_path / "run", 4.0, host)
+def test_sigterm_to_one_process_ends_both_and_the_run_resumes(folder: Path) -> None:
+    fault = faults.terminate(LONG, folder / "run", None, host=1)
     assert fault.exit_codes == [143, 143]
     assert fault.resumed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 1])
-def test_a_killed_process_ends_the_other_and_the_run_resumes(tmp_path: Path, host: int) -> None:
-    fault = faults.kill(LONG, tmp_path / "run", 4.0, host)
+def test_a_killed_process_ends_the_other_and_the_run_resumes(folder: Path, host: int) -> None:
+    fault = faults.kill(LONG, folder / "run", None, host)
     assert fault.exit_codes[host] == -9
     assert fault.exit_codes[1 - host] not in (None, 0)
     assert fault.resumed

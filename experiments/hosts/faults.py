@@ -42,23 +42,23 @@ class Fault:
     message: str
 
 
-def terminate(flags: Sequence[str], workdir: Path, moment: float, host: int) -> Fault:
+def terminate(flags: Sequence[str], workdir: Path, moment: float | None, host: int) -> Fault:
     """Sends SIGTERM to one process; both must save at the same step and end with 143.
 
     Args:
       flags: of the run, without `--workdir`. The uninterrupted run is in `reference(workdir)`.
       workdir: of the run; deleted first.
-      moment: seconds after the run has begun to compile.
+      moment: seconds after the run has begun to compile; None waits for the first checkpoint.
       host: the process that gets the signal.
     """
     codes, seconds, message = _end(flags, workdir, moment, host, signal.SIGTERM)
     steps, resumed = saved.steps(workdir), _resumes(flags, workdir)
     holds = codes == [143, 143] and resumed
-    name = f"SIGTERM to process {host} after {moment:.1f} s"
+    name = f"SIGTERM to process {host} {_when(moment)}"
     return Fault(name, codes, seconds, steps, resumed, holds, message)
 
 
-def kill(flags: Sequence[str], workdir: Path, moment: float, host: int) -> Fault:
+def kill(flags: Sequence[str], workdir: Path, moment: float | None, host: int) -> Fault:
     """Kills one process with `kill -9`; the other must end with an error, not hang.
 
     Args:
@@ -67,7 +67,7 @@ def kill(flags: Sequence[str], workdir: Path, moment: float, host: int) -> Fault
     codes, seconds, message = _end(flags, workdir, moment, host, signal.SIGKILL)
     steps, resumed = saved.steps(workdir), _resumes(flags, workdir)
     holds = codes[1 - host] not in (None, 0) and resumed
-    name = f"kill -9 of process {host} after {moment:.1f} s"
+    name = f"kill -9 of process {host} {_when(moment)}"
     return Fault(name, codes, seconds, steps, resumed, holds, message)
 
 
@@ -147,14 +147,16 @@ def duration(flags: Sequence[str], workdir: Path) -> float:
 
 
 def _end(
-    flags: Sequence[str], workdir: Path, moment: float, host: int, number: signal.Signals
+    flags: Sequence[str], workdir: Path, moment: float | None, host: int, number: signal.Signals
 ) -> tuple[list[int | None], float, str]:
     limit = SECONDS_TO_SAVE if number == signal.SIGTERM else SECONDS_TO_END
     shutil.rmtree(workdir, ignore_errors=True)
     _uninterrupted(flags, workdir)
     with Run([*flags, f"--workdir={workdir}"], HOSTS) as run:
         run.wait_until(lambda: _STARTED in run.stdout())
-        time.sleep(moment)
+        if moment is None:
+            run.wait_until(lambda: bool(saved.steps(workdir)))
+        time.sleep(moment or 0)
         run.processes[host].send_signal(number)
         started = time.monotonic()
         codes = run.exit_codes(limit)
@@ -177,6 +179,10 @@ def _resumes(flags: Sequence[str], workdir: Path, folders: Sequence[Path] = ()) 
 
 def _complete(flags: Sequence[str], workdir: Path, folders: Sequence[Path]) -> None:
     complete([*flags, f"--workdir={workdir}"], HOSTS, folders=folders)
+
+
+def _when(moment: float | None) -> str:
+    return "after its first checkpoint" if moment is None else f"after {moment:.1f} s"
 
 
 def _last_line(text: str) -> str:
