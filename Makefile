@@ -16,6 +16,9 @@ PYTEST = pytest --numprocesses=auto --dist=loadfile
 OLDEST_FILES = $(addprefix tests/test_,transforms.py sparse_layers.py saved_workdir.py golden.py)
 OLDEST_CASES = static_random or discrete_time_dnw or continuous_dnw or mbv1_imagenet_dnw_x225 \
 	or mobilenetv1_x25_cifar or resnet18_dense
+# On some processors (AVX2 without AVX-512) one gradient of this case, of `bn1.bias`, differs by 0.14 %
+# with jax 0.7.2; 0.1 % is allowed. Current versions of jax agree on all of them.
+NOT_ON_OLDEST = test_gradients and resnet18_dense
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-slow test-oldest lint format clean
@@ -43,7 +46,7 @@ test-oldest: $(VENV_OLDEST)/installed-for-testing
 	@# ml_collections 1.0 has such a string.
 	$(VENV_OLDEST)/bin/python -m $(PYTEST) -W "ignore:invalid escape sequence:DeprecationWarning" \
 		-m "not slow" \
-		-k "not test_golden or $(OLDEST_CASES)" $(OLDEST_FILES) $(ARGS)
+		-k "not test_golden or (($(OLDEST_CASES)) and not ($(NOT_ON_OLDEST)))" $(OLDEST_FILES) $(ARGS)
 
 lint: $(VENV)/installed-for-testing
 	$(IN_VENV) ruff check .
