@@ -1,23 +1,20 @@
 """Runs that a test can afford: 512 synthetic images of 8x8 pixels, a graph of 24 nodes."""
 
-import functools
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dnw_jax.config import from_json, load_config
+from dnw_jax.config import load_config
 from dnw_jax.main import main
-from dnw_jax.models import build_model
-from dnw_jax.run.checkpoint import Checkpoints
-from dnw_jax.run.workdir import checkpoint_tree, restore
-from dnw_jax.train import TrainState, create_train_state
+from experiments.hosts import saved
+
+# What a run has saved.
+arrays, saved_state = saved.arrays, saved.state
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -74,27 +71,6 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
 
-def saved_state(workdir: Path, step: int) -> TrainState:
-    """Returns the training state of a checkpoint."""
-    state = _state_shapes((workdir / "config.json").read_text())
-    return restore(state, Checkpoints(workdir / "checkpoints"), step)
-
-
-@functools.cache
-def _state_shapes(config_json: str) -> TrainState:
-    config = from_json(config_json)
-    return jax.eval_shape(
-        lambda: create_train_state(config, build_model(config), steps_per_epoch=1)
-    )
-
-
-def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Returns every array of a checkpoint, by name."""
-    tree = checkpoint_tree(saved_state(workdir, step))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
 def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
     """Asserts that both hold the same arrays, bit for bit."""
     assert left.keys() == right.keys()
@@ -104,11 +80,25 @@ def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) 
 
 def rows(workdir: Path, split: str | None = None) -> list[dict[str, Any]]:
     """Returns the rows of `metrics.jsonl`, without the values that depend on the clock."""
-    all_rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    all_rows = saved.rows(workdir, split)
     for row in all_rows:
         for timed in ("images_per_second", "input_wait"):
             row.pop(timed, None)
-    return [row for row in all_rows if split in (None, row["split"])]
+    return all_rows
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> str:
+    """Returns what a new Python process prints: some settings of JAX hold for a whole process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,10 +4,7 @@ import ast
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from small_runs import small_config
+from small_runs import run_python, small_config
 
 from dnw_jax.edges.select import edge_mask
 from dnw_jax.models import build_model
@@ -63,16 +60,7 @@ print(json.dumps(found))
 
 
 def compile_programs(target: str, num_devices: int, **environment: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAMS, target, str(num_devices)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(run_python(PROGRAMS, target, str(num_devices), **environment))
 
 
 NODES = 80

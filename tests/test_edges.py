@@ -1,11 +1,7 @@
 """The choice of edges: exactly k, by magnitude, lowest index first; and which weights learn."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import run_python
 
 import dnw_jax
 from dnw_jax.edges import edge_budget, edge_mask, straight_through, top_edges
@@ -22,7 +19,6 @@ from experiments.benchmarks.selection_passes import BUDGETS, kinds_of_weights, p
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
-ROOT = Path(__file__).parent.parent
 # A few shapes, so that each compiles once: 0 to 3 dimensions, empty, one element, odd sizes.
 SHAPES = [(), (0, 3), (1,), (37,), (4, 9), (9, 4), (2, 3, 5)]
 KINDS = [(shape, jnp.float32) for shape in SHAPES]
@@ -240,20 +236,6 @@ def test_weights_of_a_wrong_dtype(dtype: jnp.dtype) -> None:
 def test_counts_of_a_wrong_type(num_edges: object) -> None:
     with pytest.raises(TypeError):
         edge_mask(jnp.ones(3), num_edges)
-
-
-def run_python(code: str, **environment: str) -> str:
-    """Returns what a new Python process prints: some settings of JAX hold for a whole process."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_float64() -> None:

@@ -41,7 +41,7 @@ def _quick(quick_compilation: None) -> None:
 def test_two_hosts_of_two_devices_give_the_results_of_one_device(folder: Path) -> None:
     (comparison,) = compare(SMALL, Path(), folder, [(2, 2)])
     assert comparison.difference <= TOLERANCE
-    assert comparison.num_tested == 200
+    assert comparison.num_tested == (200, 200)
     assert comparison.correct[0] == comparison.correct[1]
     assert comparison.logged == [5, 10, 15, 20]
 
@@ -105,7 +105,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(folder: Path, host:
 
 @pytest.mark.slow
 def test_a_config_that_one_host_lacks_ends_both(tmp_path: Path) -> None:
-    fault = faults.missing_data(flags(SMALL), tmp_path / "run", tmp_path)
+    fault = faults.missing_config(flags(SMALL), tmp_path / "run", tmp_path)
     assert fault.exit_codes == [2, 2]
     assert fault.message == "error: stopped because of an error in process 1, which reports it"
     assert not (tmp_path / "run").exists()

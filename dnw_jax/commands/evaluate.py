@@ -14,6 +14,7 @@ from dnw_jax.train.feed import check_same_run, open_feed
 from dnw_jax.train.report import format_metrics, print_changes, seed_prefix
 
 
+@agreement.quiet_unless_first()
 def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> dict[str, float]:
     """Evaluates a checkpoint of `workdir` on every test example; prints and writes the result.
 
@@ -29,12 +30,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, step: int | str = "last") 
     Raises:
       UserError: as `dnw_jax.load`; the data are missing; or `config` describes another model.
     """
-    with agreement.quiet_unless_first():
-        return _evaluate(config, Path(workdir), step)
-
-
-def _evaluate(config: ConfigDict, workdir: Path, step: int | str) -> dict[str, float]:
-    mesh = devices.data_mesh()
+    workdir, mesh = Path(workdir), devices.data_mesh()
     with agreement.together():
         validate(config)
         changes = config_changes(workdir, config)

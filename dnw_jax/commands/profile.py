@@ -12,6 +12,7 @@ from dnw_jax.train import seeds
 from dnw_jax.train.report import seed_prefix
 
 
+@quiet_unless_first()
 def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "last") -> None:
     """Prints parameters and multiply-adds of the network in a checkpoint of `workdir`.
 
@@ -25,13 +26,8 @@ def print_profile(config: ConfigDict, workdir: str | Path, step: int | str = "la
     Raises:
       UserError: as `dnw_jax.load`; or `config` describes another model.
     """
-    with quiet_unless_first():
-        _print_profile(config, Path(workdir), step)
-
-
-def _print_profile(config: ConfigDict, workdir: Path, step: int | str) -> None:
     validate(config)
-    size = config.dataset.image_size
+    workdir, size = Path(workdir), config.dataset.image_size
     config_changes(workdir, config)
     workdirs = seeds.seed_workdirs(config, workdir)
     for seed_workdir, seed_config in zip(workdirs, seeds.seed_configs(config), strict=True):

@@ -36,7 +36,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def quiet_unless_first() -> Iterator[None]:
-    """Hides what is printed to stdout in this context, except by process 0."""
+    """Hides what is printed to stdout in this context, except by process 0. Also a decorator."""
     if is_first():
         yield
         return

@@ -1,6 +1,6 @@
 """Where arrays are: one mesh of all devices. Batches are split over it, other arrays copied."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -13,15 +13,16 @@ from dnw_jax.errors import UserError
 _T = TypeVar("_T")
 
 
-def data_mesh() -> Mesh:
-    """Returns a mesh of all devices of all hosts with a single axis, "data".
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of `devices` with a single axis, "data"; by default of all of all hosts.
 
     The devices of a host follow each other, so a host makes one part of each batch
     (`rows_of_this_host`). The axis is Auto: with Explicit axes, the default of `jax.make_mesh`, a
     diffrax solve under `value_and_grad` raised ShardingTypeError.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    of_run = jax.devices() if devices is None else devices
+    ordered = sorted(of_run, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None:

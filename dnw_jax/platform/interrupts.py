@@ -38,14 +38,10 @@ class Interrupts:
                 # None: a handler that was not installed from Python, and cannot be restored.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def raise_if_interrupted(self) -> None:
-        """Raises KeyboardInterrupt with the number of the signal, if one came."""
-        if self.number is not None:
-            raise KeyboardInterrupt(self.number)
-
     def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.raise_if_interrupted()
+        if self.number is not None:
+            raise KeyboardInterrupt(self.number)
         self.number = number
         if jax.process_count() > 1:
             # KeyboardInterrupt would wait for the other processes, or for a step that never ends.

@@ -45,6 +45,7 @@ from dnw_jax.train.trace import Trace
 from dnw_jax.train.warm_start import warm_start
 
 
+@agreement.quiet_unless_first()
 def train(config: ConfigDict, workdir: str | Path) -> None:
     """Trains the model of `config`, or resumes the run that is in `workdir`.
 
@@ -62,7 +63,6 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     with contextlib.ExitStack() as stack:
         # First: JAX would swallow an exception that a signal raises in one of its callbacks.
         interrupts = stack.enter_context(Interrupts())
-        stack.enter_context(agreement.quiet_unless_first())
         with agreement.together():
             validate(config)
             devices.check_batch_size(config.batch_size, config.accumulate_steps, mesh)
@@ -72,8 +72,8 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
             feed = stack.enter_context(contextlib.closing(open_feed(config, mesh)))
             plan = Plan.of(config, data.steps_per_epoch(feed.num_examples, config.batch_size))
             checkpoints = [
-                stack.enter_context(Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep))
-                for folder in workdirs
+                stack.enter_context(Checkpoints(of_seed / CHECKPOINTS, config.checkpoint.keep))
+                for of_seed in workdirs
             ]
         check_same_run(config, feed)
         agreement.check_shared(folder)
@@ -187,7 +187,6 @@ class TrainingLoop:
                     raise self._not_finite_error("some weights are NaN or infinite", step)
                 self._save(step, state, self._evaluate(step, state, masks) if evaluates else None)
         trace.stop()
-        self._wait_for_saves()
         if stop is not None:
             raise stop
         return state
@@ -214,10 +213,6 @@ class TrainingLoop:
         for seed, seed_state, accuracy in zip(self.log.seeds, states, accuracies, strict=True):
             seed.save(step, seed_state, accuracy)
 
-    def _wait_for_saves(self) -> None:
-        for seed in self.log.seeds:
-            seed.checkpoints.wait()
-
     def _evaluate(self, step: int, state: TrainState, masks: Masks) -> list[float | None]:
         """Returns the test accuracy of each seed; None while annealing leaves too many edges.
 
@@ -227,7 +222,6 @@ class TrainingLoop:
             metrics = evaluate_all(state, self.feed, self.config.batch_size, self.mesh)
         except Exception:  # for example a damaged photograph; the trained weights are good
             self._save(step, state)
-            self._wait_for_saves()
             raise
         if not all(math.isfinite(row["loss"]) for row in metrics):
             losses = ", ".join(str(row["loss"]) for row in metrics)

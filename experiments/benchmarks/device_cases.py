@@ -85,8 +85,7 @@ def lower(mode: str, config: ConfigDict, mesh: AnyMesh) -> jax.stages.Lowered:
     if mode == "train":
         return make_updates.lower(*training_arguments(config, mesh))
     state = jax.eval_shape(with_frozen_edges, state_shapes(config))
-    batch = _batch(config, mesh)
-    batch["mask"] = _split((config.batch_size,), jnp.bool_, mesh)
+    batch = _batch(config, mesh, masked=True)
     return evaluate_step.lower(replicated(state, mesh), batch)
 
 
@@ -110,7 +109,7 @@ def is_streamed(config: ConfigDict) -> bool:
 def _batches(config: ConfigDict, mesh: AnyMesh) -> IndexedBatches | dict[str, Any]:
     dataset = config.dataset
     if is_streamed(config):
-        return _batch(config, mesh)
+        return _batch(config, mesh, masked=_num_hosts(mesh) > 1)
     num_train = NUM_TRAIN[dataset.name]
     shape = (num_train, dataset.image_size, dataset.image_size, dataset.num_channels)
     split = DeviceSplit(
@@ -125,13 +124,20 @@ def _batches(config: ConfigDict, mesh: AnyMesh) -> IndexedBatches | dict[str, An
     return IndexedBatches(replicated(split, mesh), indices, count)
 
 
-def _batch(config: ConfigDict, mesh: AnyMesh) -> dict[str, Any]:
+def _batch(config: ConfigDict, mesh: AnyMesh, *, masked: bool) -> dict[str, Any]:
     size = config.dataset.image_size
     shape = (config.batch_size, size, size, config.dataset.num_channels)
-    return {
+    batch = {
         "image": _split(shape, jnp.float32, mesh),
         "label": _split((config.batch_size,), jnp.int32, mesh),
     }
+    return batch | ({"mask": _split((config.batch_size,), jnp.bool_, mesh)} if masked else {})
+
+
+def _num_hosts(mesh: AnyMesh) -> int:
+    if isinstance(mesh, AbstractMesh):
+        return 1
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 _shape: Callable[..., Any] = jax.ShapeDtypeStruct

@@ -8,7 +8,10 @@ from experiments.benchmarks.tiles import arrays_of, bytes_in_memory, num_bytes
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\(([^)]*)\)(.*)$")
-_CALLED = re.compile(r"(calls|body|to_apply|true_computation|branch_computations)=\{?%?([\w.-]+)")
+_CALLED = re.compile(
+    r"(?:calls|body|to_apply|true_computation|false_computation|branch_computations)="
+    r"(?:\{([^}]*)\}|(%?[\w.-]+))"
+)
 _CYCLES = re.compile(r'"estimated_cycles":"(\d{1,15})"')  # a longer number means: unknown
 CONTROL_FLOW = ("while", "conditional", "call")
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all")
@@ -21,6 +24,7 @@ _COLLECTIVES = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
+_WITH_OPERANDS = ("all-gather-start", "collective-permute-start")  # in their results
 
 
 class Operation(NamedTuple):
@@ -31,7 +35,7 @@ class Operation(NamedTuple):
       result: the type of the result, without the layout.
       layout: the type of the result, with the layout.
       operands: names of the operands; for a parameter, the number of the parameter.
-      called: the computation that it executes (a loop: the body; branches: the first one), or "".
+      called: the computations that it executes: a loop's body, or all branches.
       source: the path in the traced code.
       cycles: the compiler's estimate, or 0 where it gives none. Only compilers for TPUs do.
     """
@@ -40,7 +44,7 @@ class Operation(NamedTuple):
     result: str
     layout: str
     operands: tuple[str, ...]
-    called: str
+    called: tuple[str, ...]
     source: str
     cycles: int
 
@@ -71,7 +75,7 @@ class Program(NamedTuple):
     ) -> Iterator[tuple[Operation, int]]:
         """Yields each operation that takes time, with the bytes that it reads and writes.
 
-        Each loop counts once.
+        Each loop counts once, and of a conditional the branch that moves most.
 
         Args:
           name: the computation; the first one by default.
@@ -81,13 +85,15 @@ class Program(NamedTuple):
         computation = self.computations[name or self.entry]
         for operation in computation.values():
             if operation.kind in CONTROL_FLOW:
-                yield from self.executed(operation.called, size)
+                branches = (list(self.executed(branch, size)) for branch in operation.called)
+                yield from max(branches, key=lambda branch: sum(moved for _, moved in branch))
             elif operation.kind not in _FREE and not operation.kind.endswith("-done"):
                 yield operation, self._traffic(operation, computation, size)
 
     def largest_loop(self) -> str:
         """Returns the body of the first computation's loop that executes most operations."""
-        loops = [op.called for op in self.computations[self.entry].values() if op.kind == "while"]
+        operations = self.computations[self.entry].values()
+        loops = [operation.called[0] for operation in operations if operation.kind == "while"]
         return max(loops, key=lambda name: sum(1 for _ in self.executed(name)))
 
     def collectives(self) -> Iterator[Operation]:
@@ -96,7 +102,11 @@ class Program(NamedTuple):
             for operation in computation.values():
                 kind = operation.kind.removesuffix("-start")
                 if kind in _COLLECTIVES:
-                    yield operation._replace(kind=kind)
+                    result = operation.result
+                    if operation.kind in _WITH_OPERANDS:
+                        number = len(operation.operands)
+                        result = ", ".join(arrays_of(result)[number : 2 * number])
+                    yield operation._replace(kind=kind, result=result)
 
     def _traffic(
         self, operation: Operation, computation: Computation, size: Callable[[str], int]
@@ -112,7 +122,7 @@ class Program(NamedTuple):
         ]
         written = size(operation.layout)
         if operation.kind == "fusion":
-            inside = self.computations[operation.called]
+            inside = self.computations[operation.called[0]]
             for name, parameter in inside.items():
                 if parameter.kind != "parameter":
                     continue
@@ -130,14 +140,15 @@ class Program(NamedTuple):
 
 def _operation(result: str, kind: str, operands: str, attributes: str) -> Operation:
     names = re.findall(r"%([\w.-]+)", operands) or [operands]
-    called, source = _CALLED.search(attributes), re.search(r'op_name="([^"]*)"', attributes)
+    source = re.search(r'op_name="([^"]*)"', attributes)
+    called = ", ".join(several or one for several, one in _CALLED.findall(attributes))
     cycles = _CYCLES.search(attributes)
     return Operation(
         kind,
         re.sub(r"\{[^}]*\}", "", result),
         result,
         tuple(names),
-        called[2] if called else "",
+        tuple(re.findall(r"[\w.-]+", called)),
         source[1] if source else "",
         int(cycles[1]) if cycles else 0,
     )

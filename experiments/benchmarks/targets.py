@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
+
+from dnw_jax.platform.devices import data_mesh
 
 # XLA's description of an H200: openxla/xla, xla/backends/gpu/target_config/specs/h200.txtpb.
 _H200 = """
@@ -84,7 +85,7 @@ class Target:
                 f"jax has no compiler for a {self.platform} here: pip install {self.packages}; "
                 f"without the device also set JAX_PLATFORMS=cpu ({error})"
             ) from error
-        return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+        return data_mesh(topology.devices)
 
 
 def _v5e(num_devices: int, shape: str) -> Target:

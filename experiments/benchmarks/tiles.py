@@ -21,7 +21,7 @@ def arrays_of(result: str) -> list[str]:
 def num_bytes(result: str) -> int:
     """Returns the bytes of all elements of a type."""
     return sum(
-        math.prod(_numbers(match[2])) * _bytes_per_element(match[1])
+        _bytes_of(math.prod(_numbers(match[2])), match[1])
         for match in _ARRAY.finditer(result)
     )
 
@@ -34,7 +34,7 @@ def bytes_in_memory(result: str, *, everywhere: bool = False) -> int:
       everywhere: whether arrays in other memories count, too: those on the chip.
     """
     return sum(
-        math.prod(_padded(match)) * _bytes_per_element(match[1])
+        _bytes_of(math.prod(_padded(match)), match[1])
         for match in _ARRAY.finditer(result)
         if everywhere or _is_in_memory(match[4] or "")
     )
@@ -59,5 +59,6 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
 
 
-def _bytes_per_element(dtype: str) -> int:
-    return 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8
+def _bytes_of(elements: int, dtype: str) -> int:
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
+    return math.ceil(elements * bits / 8)

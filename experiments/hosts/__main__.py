@@ -3,7 +3,7 @@
     python -m experiments.hosts --data-dir=DIR --folder=FOLDER --out=FILE.md
 
 Takes about an hour on two cores. A part that is done is not repeated: its lines are in
-FOLDER/lines.json.
+FOLDER/lines.json. So use an empty folder after a change of the code.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def _parts(data_dir: Path, folder: Path) -> Iterator[tuple[str, Callable[[], lis
 def _arrangements(case: str, data_dir: Path, folder: Path) -> list[str]:
     return [
         f"| {c.case} | {c.hosts} x {c.devices} | {c.difference:.1e} | {c.moved:.1e} | {c.flipped} "
-        f"| {c.num_tested} | {c.correct[0]} / {c.correct[1]} | {len(c.logged)} | {_mark(c.holds)} |"
+        f"| {c.num_tested[0]} / {c.num_tested[1]} | {c.correct[0]} / {c.correct[1]} | {len(c.logged)} | {_mark(c.holds)} |"
         for c in compare(case, data_dir, folder, ARRANGEMENTS)
     ]
 
@@ -101,7 +101,7 @@ def _kill(host: int, folder: Path) -> list[str]:
 
 
 def _missing(folder: Path) -> list[str]:
-    return [_row(faults.missing_data(flags(SMALL), folder / "missing", folder / "hosts"))]
+    return [_row(faults.missing_config(flags(SMALL), folder / "missing", folder / "hosts"))]
 
 
 def _damaged(data_dir: Path, folder: Path) -> list[str]:
@@ -151,8 +151,8 @@ Python {python}, jax {jax}.
 Each row is a run of 20 steps beside the same run on one device. *Difference* is the largest
 absolute difference of a parameter or a running statistic after the last step, *moved* the largest
 change of a parameter between steps 5 and 20, *flipped* the number of edges that are real in one run
-alone. *Correct* counts the test examples that are right, here / on one device; *rows* those of
-`metrics.jsonl`.
+alone. *Tested* counts the test examples and *correct* those that are right, here / on one device;
+*rows* those of `metrics.jsonl`.
 
 | case | hosts x devices | difference | moved | flipped | tested | correct | rows | holds |
 |---|---|---|---|---|---|---|---|---|

@@ -23,7 +23,7 @@ class Comparison:
         step. The momentum is left out: it sums differences of 20 gradients.
       moved: largest change of a parameter between steps 5 and 20.
       flipped: edges that are real in one of the runs alone.
-      num_tested: test examples that the evaluation counted.
+      num_tested: test examples that the evaluation counted, here and on one device.
       correct: test examples that were right, here and on one device.
       logged: steps of the rows of `metrics.jsonl`, of training.
     """
@@ -34,7 +34,7 @@ class Comparison:
     difference: float
     moved: float
     flipped: int
-    num_tested: int
+    num_tested: tuple[int, int]
     correct: tuple[int, int]
     logged: list[int]
 
@@ -43,6 +43,8 @@ class Comparison:
         """Returns whether everything is as on one device."""
         return (
             self.difference <= TOLERANCE
+            and self.flipped == 0
+            and self.num_tested[0] == self.num_tested[1]
             and self.correct[0] == self.correct[1]
             and self.logged == [5, 10, 15, 20]
         )
@@ -76,7 +78,7 @@ def compare(
                 saved.largest_difference(ours, expected),
                 saved.largest_difference(expected, saved.arrays(one, 5), ("params",)),
                 saved.num_flipped(workdir, one, STEPS),
-                test["num_examples"],
+                (test["num_examples"], test_of_one["num_examples"]),
                 (correct[0], correct[1]),
                 [row["step"] for row in saved.rows(workdir, "train")],
             )

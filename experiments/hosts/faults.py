@@ -52,8 +52,9 @@ def terminate(flags: Sequence[str], workdir: Path, moment: float | None, host: i
       host: the process that gets the signal.
     """
     codes, seconds, message = _end(flags, workdir, moment, host, signal.SIGTERM)
-    steps, resumed = saved.steps(workdir), _resumes(flags, workdir)
-    holds = codes == [143, 143] and resumed
+    steps = saved.steps(workdir)
+    resumed = _resumes(flags, workdir)
+    holds = codes == [143, 143] and steps != [] and resumed
     name = f"SIGTERM to process {host} {_when(moment)}"
     return Fault(name, codes, seconds, steps, resumed, holds, message)
 
@@ -104,7 +105,7 @@ def damaged_data(flags: Sequence[str], workdir: Path, data_dir: Path, folder: Pa
     return Fault("damaged photograph on process 1", codes, seconds, steps, resumed, holds, message)
 
 
-def missing_data(flags: Sequence[str], workdir: Path, folder: Path) -> Fault:
+def missing_config(flags: Sequence[str], workdir: Path, folder: Path) -> Fault:
     """Starts process 1 in a folder without the config file; both must end with 2 at once."""
     folders = [folder / f"host_{host}" for host in range(HOSTS)]
     for host in folders:

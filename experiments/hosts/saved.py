@@ -1,5 +1,6 @@
 """What a run has saved: its steps, its arrays, its rows of metrics."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ import jax
 import numpy as np
 
 import dnw_jax
-from dnw_jax.config import load_config
+from dnw_jax.config import from_json
 from dnw_jax.models import build_model
 from dnw_jax.run.checkpoint import Checkpoints
-from dnw_jax.run.workdir import checkpoint_tree
-from dnw_jax.train import create_train_state
+from dnw_jax.run.workdir import checkpoint_tree, restore
+from dnw_jax.train import TrainState, create_train_state
 
 
 def steps(workdir: Path) -> list[int]:
@@ -20,14 +21,23 @@ def steps(workdir: Path) -> list[int]:
     return Checkpoints(workdir / "checkpoints").steps
 
 
-def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Returns every array of a checkpoint, by name."""
-    config = load_config(f"{workdir}/config.json")
-    state = jax.eval_shape(
+def state(workdir: Path, step: int) -> TrainState:
+    """Returns the training state of a checkpoint."""
+    like = _state_shapes((workdir / "config.json").read_text())
+    return restore(like, Checkpoints(workdir / "checkpoints"), step)
+
+
+@functools.cache
+def _state_shapes(config_json: str) -> TrainState:
+    config = from_json(config_json)
+    return jax.eval_shape(
         lambda: create_train_state(config, build_model(config), steps_per_epoch=1)
     )
-    like = checkpoint_tree(state)
-    tree = Checkpoints(workdir / "checkpoints").restore(step, like)
+
+
+def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Returns every array of a checkpoint, by name."""
+    tree = checkpoint_tree(state(workdir, step))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -59,7 +69,7 @@ def num_flipped(left: Path, right: Path, step: int) -> int:
     return sum(int(np.sum(ours[name] != expected[name])) for name in expected)
 
 
-def rows(workdir: Path, split: str) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl` of a split."""
+def rows(workdir: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """Returns the rows of `metrics.jsonl`, of one split or of both."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["split"] == split]
+    return [row for row in map(json.loads, lines) if split in (None, row["split"])]
