@@ -33,8 +33,8 @@ def normalise(
 ) -> Array:
     """Returns normalised planes, then scaled, shifted and (with `rectify`) rectified."""
     mean, var = statistics
-    standardised = (planes.astype(jnp.float32) - mean) * lax.rsqrt(var + EPSILON)
-    normalised = standardised * scale + bias
+    factor = scale * lax.rsqrt(var + EPSILON)
+    normalised = (planes.astype(jnp.float32) - mean) * factor + bias
     return (jax.nn.relu(normalised) if rectify else normalised).astype(planes.dtype)
 
 
@@ -61,16 +61,17 @@ def gradients(
     """
     mean, var = statistics
     factor = lax.rsqrt(var + EPSILON)
-    standardised = (planes.astype(jnp.float32) - mean) * factor
+    centred = planes.astype(jnp.float32) - mean
+    standardised = centred * factor
     passed = cotangent.astype(jnp.float32)
-    if rectify:
-        passed = jnp.where(standardised * scale + bias > 0, passed, 0)
+    if rectify:  # where the norm's own expression is positive
+        passed = jnp.where(centred * (scale * factor) + bias > 0, passed, 0)
     total = jnp.sum(passed, axes, keepdims=True)
     product = jnp.sum(passed * standardised, axes, keepdims=True)
     count = planes.size // max(mean.size, 1)
-    centred = passed - total / count - standardised * (product / count)
+    change = passed - total / count - standardised * (product / count)
     return (
-        (centred * (scale * factor)).astype(planes.dtype),
+        (change * (scale * factor)).astype(planes.dtype),
         jnp.sum(product, BATCH_AND_PIXELS),
         jnp.sum(total, BATCH_AND_PIXELS),
     )

@@ -21,8 +21,7 @@ def arrays_of(result: str) -> list[str]:
 def num_bytes(result: str) -> int:
     """Returns the bytes of all elements of a type."""
     return sum(
-        _bytes_of(math.prod(_numbers(match[2])), match[1])
-        for match in _ARRAY.finditer(result)
+        _bytes_of(math.prod(_numbers(match[2])), match[1]) for match in _ARRAY.finditer(result)
     )
 
 

@@ -73,7 +73,8 @@ def _parts(data_dir: Path, folder: Path) -> Iterator[tuple[str, Callable[[], lis
 def _arrangements(case: str, data_dir: Path, folder: Path) -> list[str]:
     return [
         f"| {c.case} | {c.hosts} x {c.devices} | {c.difference:.1e} | {c.moved:.1e} | {c.flipped} "
-        f"| {c.num_tested[0]} / {c.num_tested[1]} | {c.correct[0]} / {c.correct[1]} | {len(c.logged)} | {_mark(c.holds)} |"
+        f"| {c.num_tested[0]} / {c.num_tested[1]} | {c.correct[0]} / {c.correct[1]} "
+        f"| {len(c.logged)} | {_mark(c.holds)} |"
         for c in compare(case, data_dir, folder, ARRANGEMENTS)
     ]
 
