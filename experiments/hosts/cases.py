@@ -9,6 +9,7 @@ from experiments.hosts.launch import ROOT
 _COMMON = {
     "num_steps": "20",
     "log.every_steps": "5",
+    "evaluate.every_steps": "20",
     "checkpoint.every_steps": "5",
     "checkpoint.keep": "9",
     "schedule.name": "constant",
@@ -26,7 +27,6 @@ _CASES: dict[str, tuple[str, dict[str, str]]] = {
         "digits.py",
         {
             "dataset.name": "synthetic",
-            "evaluate.every_steps": "20",
             "batch_size": "32",
             "dataset.image_size": "8",
             "model.num_nodes": "24",
@@ -38,7 +38,11 @@ _CASES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "static, CIFAR-10": ("cifar10_tiny.py:wiring=static,edges=dnw", {}),
     "MobileNetV1-like, CIFAR-10": ("cifar10_mbv1.py", {"model.width": "0.125"}),
-    "sparse ResNet-18, CIFAR-10": ("cifar10_resnet.py:width=0.125", {}),
+    # Few of its weights are real, so each of them has a large gradient.
+    "sparse ResNet-18, CIFAR-10": (
+        "cifar10_resnet.py:width=0.125",
+        {"optimizer.learning_rate": "0.000001"},
+    ),
     "static, ImageNet sample": ("cifar10_tiny.py:wiring=static,edges=dnw", _PHOTOGRAPHS),
 }
 CASES = tuple(case for case in _CASES if case != SMALL)  # on real images
