@@ -18,6 +18,7 @@ from dnw_jax.edges.select import edge_mask
 from dnw_jax.models import build_model
 from dnw_jax.step.state import create_train_state, map_over_seeds
 from experiments.benchmarks import device_programs
+from experiments.benchmarks.hlo import Program
 from experiments.benchmarks.tiles import num_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,44 @@ def test_only_counts_move_between_four_chips() -> None:
     """A whole program for a TPU slice; the machine has one CPU, which must not decide its form."""
     programs = compile_programs("v5e-4", 4, JAX_PLATFORMS="cpu")
     assert_only_counts_move(programs, moves_in_training=0)
+
+
+# How a program is read.
+
+HLO = """
+%nothing (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}
+
+%gathers (y: f32[8]) -> f32[32] {
+  %y = f32[8]{0} parameter(0)
+  %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%y), dimensions={0}
+  ROOT %done = f32[32]{0} all-gather-done(%start)
+}
+
+ENTRY %main (p: pred[], z: f32[8]) -> f32[8] {
+  %p = pred[] parameter(0)
+  %z = f32[8]{0} parameter(1)
+  %by_index = f32[8]{0} conditional(%p, %z, %z), branch_computations={%nothing, %gathers}
+  ROOT %r = f32[8]{0} conditional(%p, %z, %z), true_computation=%gathers, false_computation=%nothing
+}
+"""
+
+
+def test_the_larger_branch_and_the_result_of_a_collective_count() -> None:
+    program = Program.of(HLO)
+    assert [(op.kind, num_bytes(op.result)) for op in program.collectives()] == [
+        ("all-gather", 128)
+    ]
+    assert [op.kind for op, _ in program.executed()] == ["all-gather-start"] * 2
+
+
+@pytest.mark.parametrize(
+    ("array", "size"),
+    [("f32[3,5]", 60), ("pred[7]", 7), ("s4[5]", 3), ("u2[4,2]", 2), ("bf16[]", 2)],
+)
+def test_bytes_of_an_array(array: str, size: int) -> None:
+    assert num_bytes(array) == size
 
 
 # What decides the form of a program.

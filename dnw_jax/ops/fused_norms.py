@@ -28,12 +28,8 @@ def statistics(planes: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
-def normalise(
-    planes: Array, scale: Array, bias: Array, statistics: tuple[Array, Array], *, rectify: bool
-) -> Array:
-    """Returns normalised planes, then scaled, shifted and (with `rectify`) rectified."""
-    mean, var = statistics
-    factor = scale * lax.rsqrt(var + EPSILON)
+def normalise(planes: Array, mean: Array, factor: Array, bias: Array, *, rectify: bool) -> Array:
+    """Returns `(planes - mean) * factor + bias`, computed in float32 and, if asked, rectified."""
     normalised = (planes.astype(jnp.float32) - mean) * factor + bias
     return (jax.nn.relu(normalised) if rectify else normalised).astype(planes.dtype)
 
@@ -60,18 +56,19 @@ def gradients(
       rectify: whether a ReLU follows the norm.
     """
     mean, var = statistics
-    factor = lax.rsqrt(var + EPSILON)
+    inverse_deviation = lax.rsqrt(var + EPSILON)
+    factor = inverse_deviation * scale
     centred = planes.astype(jnp.float32) - mean
-    standardised = centred * factor
+    standardised = centred * inverse_deviation
     passed = cotangent.astype(jnp.float32)
     if rectify:  # where the norm's own expression is positive
-        passed = jnp.where(centred * (scale * factor) + bias > 0, passed, 0)
+        passed = jnp.where(centred * factor + bias > 0, passed, 0)
     total = jnp.sum(passed, axes, keepdims=True)
     product = jnp.sum(passed * standardised, axes, keepdims=True)
     count = planes.size // max(mean.size, 1)
     change = passed - total / count - standardised * (product / count)
     return (
-        (change * (scale * factor)).astype(planes.dtype),
+        (change * factor).astype(planes.dtype),
         jnp.sum(product, BATCH_AND_PIXELS),
         jnp.sum(total, BATCH_AND_PIXELS),
     )

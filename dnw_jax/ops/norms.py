@@ -44,8 +44,9 @@ def instance_norm(planes: Planes, scale: PerNode, bias: PerNode, rectify: bool =
         return (jax.nn.relu(normalised) if rectify else normalised).astype(planes.dtype)
 
     def fused(planes: Array, scale: Array, bias: Array) -> Array:
-        statistics = fused_norms.statistics(planes, _PIXELS)
-        return fused_norms.normalise(planes, scale, bias, statistics, rectify=rectify)
+        mean, var = fused_norms.statistics(planes, _PIXELS)
+        factor = lax.rsqrt(var + _EPSILON) * scale
+        return fused_norms.normalise(planes, mean, factor, bias, rectify=rectify)
 
     return lax.platform_dependent(
         planes, scale, bias, tpu=fused, default=functools.partial(materialised, compute)
@@ -164,11 +165,7 @@ def normalise_by_statistics(
       bias: summand for each node.
       rectify: whether a ReLU follows.
     """
-
-    def compute(planes: Array, mean: Array, factor: Array, bias: Array) -> Array:
-        normalised = (planes.astype(jnp.float32) - mean) * factor + bias
-        return (jax.nn.relu(normalised) if rectify else normalised).astype(planes.dtype)
-
+    compute = functools.partial(fused_norms.normalise, rectify=rectify)
     return materialised(compute, planes, mean, lax.rsqrt(var + _EPSILON) * scale, bias)
 
 

@@ -131,7 +131,9 @@ def _batch(config: ConfigDict, mesh: AnyMesh, *, masked: bool) -> dict[str, Any]
         "image": _split(shape, jnp.float32, mesh),
         "label": _split((config.batch_size,), jnp.int32, mesh),
     }
-    return batch | ({"mask": _split((config.batch_size,), jnp.bool_, mesh)} if masked else {})
+    if masked:
+        batch["mask"] = _split((config.batch_size,), jnp.bool_, mesh)
+    return batch
 
 
 def _num_hosts(mesh: AnyMesh) -> int:

@@ -102,11 +102,7 @@ class Program(NamedTuple):
             for operation in computation.values():
                 kind = operation.kind.removesuffix("-start")
                 if kind in _COLLECTIVES:
-                    result = operation.result
-                    if operation.kind in _WITH_OPERANDS:
-                        number = len(operation.operands)
-                        result = ", ".join(arrays_of(result)[number : 2 * number])
-                    yield operation._replace(kind=kind, result=result)
+                    yield operation._replace(kind=kind, result=_without_operands(operation))
 
     def _traffic(
         self, operation: Operation, computation: Computation, size: Callable[[str], int]
@@ -136,6 +132,14 @@ class Program(NamedTuple):
                     written += sum(parts) - (read[number] if updates else 0)
                     read[number] = sum(size(part.layout) for part in slices)
         return sum(read) + written
+
+
+def _without_operands(operation: Operation) -> str:
+    """Returns the type of what a collective gives; that of some starts holds the operands, too."""
+    if operation.kind not in _WITH_OPERANDS:
+        return operation.result
+    number = len(operation.operands)
+    return ", ".join(arrays_of(operation.result)[number : 2 * number])
 
 
 def _operation(result: str, kind: str, operands: str, attributes: str) -> Operation:

@@ -52,8 +52,7 @@ def terminate(flags: Sequence[str], workdir: Path, moment: float | None, host: i
       host: the process that gets the signal.
     """
     codes, seconds, message = _end(flags, workdir, moment, host, signal.SIGTERM)
-    steps = saved.steps(workdir)
-    resumed = _resumes(flags, workdir)
+    steps, resumed = saved.steps(workdir), _resumes(flags, workdir)
     holds = codes == [143, 143] and steps != [] and resumed
     name = f"SIGTERM to process {host} {_when(moment)}"
     return Fault(name, codes, seconds, steps, resumed, holds, message)
